@@ -1,0 +1,14 @@
+//! The runtime seams: everything that is not deterministic (clock, random numbers, spawning) and what every module shares
+//! (limits, logging, metrics, backoff). Imports nothing of ours.
+
+pub mod backoff;
+pub mod clock;
+pub mod limits;
+pub mod log;
+pub mod metrics;
+pub mod random;
+pub mod tasks;
+
+pub use backoff::Backoff;
+pub use clock::{Clock, SystemClock};
+pub use tasks::TaskGroup;

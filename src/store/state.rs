@@ -1,0 +1,4 @@
+//! state
+/// The state at one revision.
+#[derive(Clone)]
+pub struct Snapshot;

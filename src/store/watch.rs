@@ -1,0 +1,3 @@
+//! watch
+/// Events under a prefix.
+pub struct Watch;
