@@ -147,6 +147,11 @@ impl Column {
         Self { name, kind: "string", format: "", description: "", priority: 1 }
     }
 
+    /// A number that is always shown.
+    pub const fn integer(name: &'static str) -> Self {
+        Self { name, kind: "integer", format: "", description: "", priority: 0 }
+    }
+
     /// The first column of every kind.
     pub const NAME: Self = Self {
         name: "Name",

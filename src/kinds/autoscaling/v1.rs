@@ -1,0 +1,18 @@
+//! HorizontalPodAutoscaler, version 1: scales by CPU.
+
+use k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler;
+
+use crate::api::kind::Subresource;
+use crate::kinds::typed::Definition;
+
+/// The kind.
+pub static HORIZONTAL_POD_AUTOSCALER: Definition<HorizontalPodAutoscaler> = Definition {
+    subresources: &[Subresource::Status],
+    ..Definition::namespaced(
+        "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler",
+        "autoscaling/horizontalpodautoscalers",
+        "horizontalpodautoscaler",
+    )
+    .short(&["hpa"])
+    .in_all()
+};

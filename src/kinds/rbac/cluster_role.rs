@@ -1,0 +1,9 @@
+//! ClusterRole: see upstream `pkg/apis/rbac`.
+
+use k8s_openapi::api::rbac::v1::ClusterRole;
+
+use crate::kinds::typed::Definition;
+
+/// The kind.
+pub static CLUSTER_ROLE: Definition<ClusterRole> =
+    Definition::cluster("io.k8s.api.rbac.v1.ClusterRole", "rbac.authorization.k8s.io/clusterroles", "clusterrole");

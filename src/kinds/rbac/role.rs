@@ -1,0 +1,8 @@
+//! Role: see upstream `pkg/apis/rbac`.
+
+use k8s_openapi::api::rbac::v1::Role;
+
+use crate::kinds::typed::Definition;
+
+/// The kind.
+pub static ROLE: Definition<Role> = Definition::namespaced("io.k8s.api.rbac.v1.Role", "rbac.authorization.k8s.io/roles", "role");

@@ -1,0 +1,9 @@
+//! RoleBinding: see upstream `pkg/apis/rbac`.
+
+use k8s_openapi::api::rbac::v1::RoleBinding;
+
+use crate::kinds::typed::Definition;
+
+/// The kind.
+pub static ROLE_BINDING: Definition<RoleBinding> =
+    Definition::namespaced("io.k8s.api.rbac.v1.RoleBinding", "rbac.authorization.k8s.io/rolebindings", "rolebinding");
