@@ -21,6 +21,8 @@ pub const CONNECTIONS: usize = 16_384;
 pub const HISTORY_REVISIONS: usize = 100_000;
 /// Age of the oldest revision that the store can go back to.
 pub const HISTORY_AGE: Duration = Duration::from_secs(600);
+/// Bytes of superseded values that the store keeps to go back to.
+pub const HISTORY_BYTES: usize = 256 << 20;
 /// Writes that wait for the log; more get 429.
 pub const WRITE_QUEUE: usize = 4_096;
 /// Writes in one log entry.

@@ -19,6 +19,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::rt::limits;
+
 pub mod memory;
 pub mod raft;
 pub mod sqlite;
@@ -128,6 +130,9 @@ pub enum CommitError {
     /// The disk is full: reads go on, and writes when there is space again.
     #[error("the disk that holds {path} is full; free space there and writes go on by themselves")]
     DiskFull { path: String },
+    /// The transaction is malformed (a key without a bucket, a draft without a place for its revision, or too large).
+    #[error("invalid transaction: {0}")]
+    Invalid(String),
     /// There is no leader: try again.
     #[error("no leader: {0}")]
     NoLeader(String),
@@ -158,6 +163,41 @@ pub enum Change {
     Put { entry: Arc<Entry>, previous: Option<Arc<Entry>> },
     /// Removed; `last` is the last value with the revision of the deletion spliced in, and its old index.
     Delete { last: Arc<Entry> },
+}
+
+impl Event {
+    /// The key that changed.
+    pub fn key(&self) -> &Arc<str> {
+        match &self.change {
+            Change::Put { entry, .. } => &entry.key,
+            Change::Delete { last } => &last.key,
+        }
+    }
+}
+
+impl Transaction {
+    /// Checks the form, before anything is replicated.
+    ///
+    /// # Errors
+    /// [`CommitError::Invalid`] with what is wrong.
+    fn check(&self) -> Result<(), CommitError> {
+        let invalid = |key: &str, why: &str| Err(CommitError::Invalid(format!("{key:?} {why}")));
+        for write in &self.writes {
+            let (Write::Put { key, .. } | Write::Delete { key }) = write;
+            if bucket(key).len() == key.len() {
+                return invalid(key, "has no bucket");
+            }
+            let Write::Put { draft, .. } = write else { continue };
+            let at = draft.revision_at as usize;
+            if at == 0 || draft.body.get(at - 1..=at) != Some(b"\"\"".as_slice()) {
+                return invalid(key, "has no place for its revision");
+            }
+            if draft.body.len() > limits::OBJECT_BYTES {
+                return invalid(key, "is larger than the limit of an object");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The store.
