@@ -1,0 +1,6 @@
+//! Real containers and real processes killed: whatever dies, the cluster heals, and nothing is left behind.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod healing;

@@ -1,0 +1,7 @@
+//! The real kubectls against a real cluster: what a user does, and what it prints.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod errors;
+mod workload;
