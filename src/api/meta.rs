@@ -33,58 +33,52 @@ pub fn generate_base(prefix: &str) -> &str {
     &prefix[..end]
 }
 
-/// `metadata` as a map that can be changed; made if it is missing or no map.
-pub fn metadata_mut(object: &mut Object) -> &mut Map<String, Value> {
-    let slot = object.0.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
-    if !slot.is_object() {
-        *slot = Value::Object(Map::new());
-    }
-    match slot {
-        Value::Object(map) => map,
-        // Unreachable: the slot was just made a map.
-        _ => unreachable_map(),
-    }
-}
-
-fn unreachable_map() -> &'static mut Map<String, Value> {
-    Box::leak(Box::default())
+/// Changes `metadata`; it is made if it is missing or no map.
+pub fn edit(object: &mut Object, change: impl FnOnce(&mut Map<String, Value>)) {
+    let mut meta = match object.0.remove("metadata") {
+        Some(Value::Object(meta)) => meta,
+        _ => Map::new(),
+    };
+    change(&mut meta);
+    object.0.insert("metadata".to_owned(), Value::Object(meta));
 }
 
 /// Sets what the system sets on a new object, and clears what a client may not set.
 pub fn fill_for_create(object: &mut Object, kind: &dyn Kind, namespace: &str, uid: String, now: Timestamp) {
-    let generation = kind.has_generation();
-    let meta = metadata_mut(object);
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"] {
-        meta.remove(key);
-    }
-    meta.insert("uid".to_owned(), uid.into());
-    meta.insert("creationTimestamp".to_owned(), time_text(now).into());
-    if generation {
-        meta.insert("generation".to_owned(), 1.into());
-    }
-    if kind.names().is_namespaced() {
-        meta.insert("namespace".to_owned(), namespace.into());
-    }
-    drop_empty(meta);
+    edit(object, |meta| {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"] {
+            meta.remove(key);
+        }
+        meta.insert("uid".to_owned(), uid.into());
+        meta.insert("creationTimestamp".to_owned(), time_text(now).into());
+        if kind.has_generation() {
+            meta.insert("generation".to_owned(), 1.into());
+        }
+        if kind.names().is_namespaced() {
+            meta.insert("namespace".to_owned(), namespace.into());
+        }
+        drop_empty(meta);
+    });
 }
 
 /// Carries over what an update may leave out or not change: uid, times, generation.
 pub fn fill_for_update(object: &mut Object, old: &Object) {
     let Some(old_meta) = old.0.get("metadata").and_then(Value::as_object) else { return };
     let deleting = old.is_deleting();
-    let meta = metadata_mut(object);
-    meta.remove("selfLink");
-    restore(meta, old_meta, "generation", true);
-    for key in ["uid", "creationTimestamp", "generateName", "name", "namespace"] {
-        restore(meta, old_meta, key, false);
-    }
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        restore(meta, old_meta, key, deleting);
-        if !deleting {
-            meta.remove(key);
+    edit(object, |meta| {
+        meta.remove("selfLink");
+        restore(meta, old_meta, "generation", true);
+        for key in ["uid", "creationTimestamp", "name", "namespace"] {
+            restore(meta, old_meta, key, false);
         }
-    }
-    drop_empty(meta);
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+            restore(meta, old_meta, key, deleting);
+            if !deleting {
+                meta.remove(key);
+            }
+        }
+        drop_empty(meta);
+    });
 }
 
 /// Takes the old value of a key, always or only where the new one is missing.
@@ -112,11 +106,10 @@ fn drop_empty(meta: &mut Map<String, Value>) {
 
 /// Sets `metadata.finalizers`, or removes it when there are none.
 pub fn set_finalizers(object: &mut Object, finalizers: &[String]) {
-    if finalizers.is_empty() {
-        metadata_mut(object).remove("finalizers");
-    } else {
-        metadata_mut(object).insert("finalizers".to_owned(), json!(finalizers));
-    }
+    edit(object, |meta| match finalizers {
+        [] => drop(meta.remove("finalizers")),
+        some => drop(meta.insert("finalizers".to_owned(), json!(some))),
+    });
 }
 
 /// Checks the metadata of a new object.
