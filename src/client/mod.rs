@@ -18,6 +18,15 @@ use serde_json::Value;
 use crate::api::ApiError;
 use crate::http::{BoxError, HttpRequest, HttpResponse, full};
 
+mod cache;
+pub mod informer;
+mod reflector;
+mod subscription;
+pub mod watch;
+
+pub use cache::{Cached, IndexFn, ObjectKey};
+pub use reflector::{Source, encode};
+
 /// Sends one request to an API server and returns its answer, whatever its status; the body streams.
 ///
 /// The URI of the request is a path and query only (`/api/v1/pods?watch=1`); the transport adds authority and credentials.
@@ -270,9 +279,24 @@ impl Client {
         content_type: &str,
         body: Option<Bytes>,
     ) -> Result<HttpResponse, ClientError> {
+        self.stream_as(method, path, "application/json", content_type, body).await
+    }
+
+    /// As [`stream`](Self::stream), asking for another media type than JSON.
+    ///
+    /// # Errors
+    /// [`ClientError::Transport`].
+    pub async fn stream_as(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: Option<Bytes>,
+    ) -> Result<HttpResponse, ClientError> {
         let failed = |source: BoxError| ClientError::Transport { method: method.clone(), path: path.to_owned(), source };
         let mut request = Request::builder().method(&method).uri(path).header(header::USER_AGENT, &*self.user_agent);
-        request = request.header(header::ACCEPT, "application/json");
+        request = request.header(header::ACCEPT, accept);
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }

@@ -1,0 +1,226 @@
+//! Informers: a reflector, a cache with indexes, and subscriptions. [`Informers`] shares one informer a kind in a process.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use super::cache::{Cache, Cached, IndexFn, ObjectKey};
+use super::reflector::{Reflector, Source, vanished};
+use super::subscription::Queue;
+pub use super::subscription::{Change, Subscription};
+use super::{ApiObject, Client, path};
+use crate::rt::TaskGroup;
+
+/// Which objects of a kind.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// "" is all namespaces.
+    pub namespace: String,
+    /// Selectors as they stand in a URL: `fieldSelector=spec.nodeName%3Dn1`.
+    pub query: String,
+}
+
+impl Scope {
+    /// Every object of the kind.
+    pub fn all() -> Self {
+        Self::default()
+    }
+}
+
+/// What the reflector fills and readers read. The lock is never held across an await.
+pub(super) struct Shared<T> {
+    state: RwLock<State<T>>,
+    synced: watch::Sender<bool>,
+}
+
+struct State<T> {
+    cache: Cache<T>,
+    subscribers: Vec<Weak<Queue<T>>>,
+}
+
+impl<T: Cached> Shared<T> {
+    /// Puts a whole list in the place of the cache.
+    pub(super) fn replace(&self, objects: Vec<T>) {
+        let mut state = self.state.write();
+        let known = state.cache.iter().map(|object| ObjectKey::of(&**object)).collect::<Vec<_>>();
+        for key in vanished(known.into_iter(), &objects) {
+            state.remove(&key);
+        }
+        for object in objects {
+            state.put(object);
+        }
+        if !self.synced.send_replace(true) {
+            state.each(Queue::push_synced);
+        }
+    }
+
+    pub(super) fn apply(&self, object: T) {
+        self.state.write().put(object);
+    }
+
+    pub(super) fn delete(&self, key: &ObjectKey) {
+        self.state.write().remove(key);
+    }
+
+    fn close(&self) {
+        self.state.write().each(Queue::close);
+    }
+}
+
+impl<T: Cached> State<T> {
+    fn put(&mut self, mut object: T) {
+        let key = ObjectKey::of(&object);
+        if self.cache.get(&key.namespace, &key.name).is_some_and(|old| old.resource_version() == object.resource_version()) {
+            return;
+        }
+        object.trim();
+        let new = Arc::new(object);
+        let old = self.cache.insert(&key, &new);
+        self.each(|queue| queue.push(&key, old.as_ref(), Some(&new)));
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        if let Some(old) = self.cache.remove(key) {
+            self.each(|queue| queue.push(key, Some(&old), None));
+        }
+    }
+
+    fn each(&mut self, tell: impl Fn(&Queue<T>)) {
+        self.subscribers.retain(|subscriber| subscriber.upgrade().inspect(|queue| tell(queue)).is_some());
+    }
+}
+
+/// The newest known state of the objects of one kind. Reads never wait for the network; what they give may be stale.
+pub struct Informer<T> {
+    shared: Arc<Shared<T>>,
+}
+
+impl<K: ApiObject> Informer<K> {
+    /// Starts to list and watch a kind, in a task of `tasks`.
+    pub fn start(tasks: &TaskGroup, client: Client, scope: Scope) -> Arc<Self> {
+        let path = path::<K>(&scope.namespace, None, None);
+        Self::start_source(tasks, client, Source { path, query: scope.query, accept: "application/json".to_owned() })
+    }
+}
+
+impl<T: Cached> Informer<T> {
+    /// Starts to list and watch a path, in a task of `tasks`.
+    pub fn start_source(tasks: &TaskGroup, client: Client, source: Source) -> Arc<Self> {
+        let state = RwLock::new(State { cache: Cache::default(), subscribers: Vec::new() });
+        let shared = Arc::new(Shared { state, synced: watch::Sender::new(false) });
+        let name = format!("reflector {}", source.path);
+        let reflector = Reflector { client, source, shared: Arc::clone(&shared) };
+        let (token, closing) = (tasks.token(), Arc::clone(&shared));
+        tasks.critical(name, async move {
+            token.run_until_cancelled(reflector.run()).await;
+            closing.close();
+        });
+        Arc::new(Self { shared })
+    }
+
+    /// Waits until the first list is in the cache. Cancel safe.
+    pub async fn synced(&self) {
+        // The sender lives as long as this informer: waiting cannot fail.
+        if self.shared.synced.subscribe().wait_for(|synced| *synced).await.is_err() {
+            tracing::debug!("the informer is gone");
+        }
+    }
+
+    /// Whether the first list is in the cache.
+    pub fn is_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    /// One object; namespace "" for a cluster-scoped kind.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        self.shared.state.read().cache.get(namespace, name).cloned()
+    }
+
+    /// All objects, ordered by namespace and name.
+    pub fn list(&self) -> Vec<Arc<T>> {
+        self.shared.state.read().cache.iter().cloned().collect()
+    }
+
+    /// The objects of a namespace, ordered by name.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
+        self.shared.state.read().cache.in_namespace(namespace).cloned().collect()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.shared.state.read().cache.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds an index; does nothing if there is one of that name.
+    pub fn add_index(&self, name: &'static str, values_of: IndexFn<T>) {
+        self.shared.state.write().cache.add_index(name, values_of);
+    }
+
+    /// The objects that an index finds under a value, ordered by namespace and name; none if there is no such index.
+    pub fn by_index(&self, index: &str, value: &str) -> Vec<Arc<T>> {
+        self.shared.state.read().cache.by_index(index, value).cloned().collect()
+    }
+
+    /// Changes from now on, after everything that is in the cache.
+    pub fn subscribe(&self) -> Subscription<T> {
+        let queue = Queue::new();
+        let mut state = self.shared.state.write();
+        for object in state.cache.iter() {
+            queue.push(&ObjectKey::of(&**object), None, Some(object));
+        }
+        if self.is_synced() {
+            queue.push_synced();
+        }
+        state.subscribers.push(Arc::downgrade(&queue));
+        Subscription(queue)
+    }
+}
+
+/// The name of the index that [`by_controller`] fills.
+pub const BY_CONTROLLER: &str = "controller";
+
+/// Index values: the uid of the controlling owner, or `orphans/NAMESPACE` for an object without one.
+pub fn by_controller<K: ApiObject>(object: &K) -> Vec<String> {
+    let meta = object.metadata();
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    vec![owner.map_or_else(|| orphans(meta.namespace.as_deref().unwrap_or("")), |owner| owner.uid.clone())]
+}
+
+/// The value under which the index [`BY_CONTROLLER`] finds the objects of a namespace that have no controller.
+pub fn orphans(namespace: &str) -> String {
+    format!("orphans/{namespace}")
+}
+
+/// One informer a kind, shared by everything in the process: each object is watched, decoded and held once.
+#[derive(Clone)]
+pub struct Informers {
+    tasks: TaskGroup,
+    client: Client,
+    started: Arc<Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>>,
+}
+
+impl Informers {
+    /// A set of informers that run in `tasks` and read through `client`; none is started yet.
+    pub fn new(tasks: &TaskGroup, client: Client) -> Self {
+        Self { tasks: tasks.clone(), client, started: Arc::default() }
+    }
+
+    /// The informer of a kind, in all namespaces; started at the first call.
+    pub fn of<K: ApiObject>(&self) -> Arc<Informer<K>> {
+        let mut started = self.started.lock();
+        if let Some(informer) = started.get(&TypeId::of::<K>()).and_then(|any| Arc::clone(any).downcast().ok()) {
+            return informer;
+        }
+        let informer = Informer::<K>::start(&self.tasks, self.client.clone(), Scope::all());
+        started.insert(TypeId::of::<K>(), Arc::clone(&informer) as Arc<dyn Any + Send + Sync>);
+        informer
+    }
+}
