@@ -242,9 +242,10 @@ impl State {
             let (key, holds): (_, fn(Option<&Entry>, &Guard) -> bool) = match guard {
                 Guard::Absent { key } => (key, |current, _| current.is_none()),
                 Guard::Present { key } => (key, |current, _| current.is_some()),
-                Guard::Unchanged { key, .. } => (key, |current, guard| {
-                    matches!((current, guard), (Some(entry), Guard::Unchanged { revision, .. }) if entry.revision == *revision)
-                }),
+                Guard::Unchanged { key, .. } => (
+                    key,
+                    |current, guard| matches!((current, guard), (Some(entry), Guard::Unchanged { revision, .. }) if entry.revision == *revision),
+                ),
             };
             let current = self.get(key);
             if !holds(current.map(|entry| &**entry), guard) {
