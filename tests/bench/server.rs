@@ -43,9 +43,10 @@ impl Server {
             .arg(format!("--disable-agent={}", !node));
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("the server");
-        let server = Self { folder, child, ready_after: Duration::ZERO };
+        let mut server = Self { folder, child, ready_after: Duration::ZERO };
         server.wait(runtime, "/readyz", |_| true);
-        Self { ready_after: start.elapsed(), ..server }
+        server.ready_after = start.elapsed();
+        server
     }
 
     /// Waits until a GET answers 200 with a body that suits.
