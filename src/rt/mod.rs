@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod files;
 pub mod limits;
 pub mod log;
 pub mod metrics;
