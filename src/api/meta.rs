@@ -162,9 +162,8 @@ pub fn validate_update(object: &Object, old: &Object, kind: &dyn Kind) -> Vec<Fi
         let added: Vec<&str> = object.finalizers().filter(|one| !old.finalizers().any(|before| before == *one)).collect();
         if !added.is_empty() {
             let list = added.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ");
-            let why = format!(
-                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}"
-            );
+            let why =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}");
             errors.push(FieldError::forbidden(path.child("finalizers"), why));
         }
     }

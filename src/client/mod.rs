@@ -19,7 +19,9 @@ use crate::api::ApiError;
 use crate::http::{BoxError, HttpRequest, HttpResponse, full};
 
 mod cache;
+mod correlator;
 pub mod informer;
+pub mod recorder;
 mod reflector;
 mod subscription;
 pub mod watch;
