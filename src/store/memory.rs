@@ -67,3 +67,19 @@ impl Store for MemoryStore {
         self.leadership.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::clock::FakeClock;
+    use crate::store::suite::{self, Subject};
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        suite::run(async |window| {
+            let clock = FakeClock::new(jiff::Timestamp::UNIX_EPOCH);
+            Subject { store: MemoryStore::with_window(clock.clone(), window), clock }
+        })
+        .await;
+    }
+}
