@@ -29,7 +29,7 @@ pub mod state;
 pub mod suite;
 pub mod watch;
 
-pub use state::Snapshot;
+pub use state::{Mark, Snapshot};
 pub use watch::Watch;
 
 /// Position in the one total order of writes; 0 is the empty store.

@@ -15,6 +15,20 @@ use super::{Change, CommitError, Draft, Entry, Event, Guard, Index, Revision, Tr
 #[derive(Clone, Default)]
 pub struct Snapshot(Arc<State>);
 
+/// The state of one bucket, to tell whether it has changed since. Keeps that state alive.
+#[derive(Clone)]
+pub struct Mark(Option<Arc<Bucket>>);
+
+impl PartialEq for Mark {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What a snapshot holds. A clone is O(number of buckets), and shares all objects.
 #[derive(Clone, Default)]
 pub(super) struct State {
@@ -26,7 +40,7 @@ pub(super) struct State {
 }
 
 #[derive(Clone, Default)]
-struct Bucket {
+pub(super) struct Bucket {
     entries: OrdMap<Arc<str>, Arc<Entry>>,
     labels: OrdMap<Posting, Arc<Entry>>,
     fields: OrdMap<Posting, Arc<Entry>>,
@@ -101,6 +115,11 @@ impl Snapshot {
     /// Values under `prefix` whose indexed field `key` is `value`, in key order; O(result).
     pub fn by_field<'a>(&'a self, prefix: &'a str, key: &str, value: &str) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a> {
         postings(self.0.bucket(prefix).map(|bucket| &bucket.fields), prefix, key, value)
+    }
+
+    /// A mark of a bucket's present state: equal marks of two snapshots mean that nothing in it was written between them. O(1).
+    pub fn mark(&self, bucket: &str) -> Mark {
+        Mark(self.0.buckets.get(bucket).cloned())
     }
 
     /// Names of the buckets that hold something, with the number of their objects.
