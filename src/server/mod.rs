@@ -1,6 +1,8 @@
 //! The HTTP API server: what a request wants (`request_info`), the filters that every request passes (`filters/`), and the
 //! handlers behind them (`handlers/`).
 
+pub mod discovery;
+
 use std::sync::Arc;
 
 use crate::auth::UserInfo;
