@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -34,6 +35,7 @@ impl Scope {
 pub(super) struct Shared<T> {
     state: RwLock<State<T>>,
     synced: watch::Sender<bool>,
+    revision: AtomicU64,
 }
 
 struct State<T> {
@@ -43,7 +45,7 @@ struct State<T> {
 
 impl<T: Cached> Shared<T> {
     /// Puts a whole list in the place of the cache.
-    pub(super) fn replace(&self, objects: Vec<T>) {
+    pub(super) fn replace(&self, objects: Vec<T>, revision: &str) {
         let mut state = self.state.write();
         let known = state.cache.iter().map(|object| ObjectKey::of(&**object)).collect::<Vec<_>>();
         for key in vanished(known.into_iter(), &objects) {
@@ -52,17 +54,30 @@ impl<T: Cached> Shared<T> {
         for object in objects {
             state.put(object);
         }
+        self.reached(revision);
         if !self.synced.send_replace(true) {
             state.each(Queue::push_synced);
         }
     }
 
-    pub(super) fn apply(&self, object: T) {
-        self.state.write().put(object);
+    pub(super) fn apply(&self, object: T, revision: &str) {
+        let mut state = self.state.write();
+        // Subscribers may look at the revision as soon as they are told.
+        self.reached(revision);
+        state.put(object);
     }
 
-    pub(super) fn delete(&self, key: &ObjectKey) {
-        self.state.write().remove(key);
+    pub(super) fn delete(&self, key: &ObjectKey, revision: &str) {
+        let mut state = self.state.write();
+        self.reached(revision);
+        state.remove(key);
+    }
+
+    /// Everything up to this revision is in the cache.
+    pub(super) fn reached(&self, revision: &str) {
+        if let Ok(revision) = revision.parse() {
+            self.revision.store(revision, Ordering::Release);
+        }
     }
 
     fn close(&self) {
@@ -110,7 +125,7 @@ impl<T: Cached> Informer<T> {
     /// Starts to list and watch a path, in a task of `tasks`.
     pub fn start_source(tasks: &TaskGroup, client: Client, source: Source) -> Arc<Self> {
         let state = RwLock::new(State { cache: Cache::default(), subscribers: Vec::new() });
-        let shared = Arc::new(Shared { state, synced: watch::Sender::new(false) });
+        let shared = Arc::new(Shared { state, synced: watch::Sender::new(false), revision: AtomicU64::new(0) });
         let name = format!("reflector {}", source.path);
         let reflector = Reflector { client, source, shared: Arc::clone(&shared) };
         let (token, closing) = (tasks.token(), Arc::clone(&shared));
@@ -119,6 +134,11 @@ impl<T: Cached> Informer<T> {
             closing.close();
         });
         Arc::new(Self { shared })
+    }
+
+    /// The revision up to which the cache holds every write; 0 before the first list.
+    pub fn revision(&self) -> u64 {
+        self.shared.revision.load(Ordering::Acquire)
     }
 
     /// Waits until the first list is in the cache. Cancel safe.

@@ -129,7 +129,7 @@ impl<T: Cached> Reflector<T> {
             })?;
             objects.extend(page.items.iter().filter_map(|item| self.decode(item)));
             if page.metadata.r#continue.is_empty() {
-                self.shared.replace(objects);
+                self.shared.replace(objects, &page.metadata.resource_version);
                 return Ok(page.metadata.resource_version);
             }
             next = encode(&page.metadata.r#continue);
@@ -175,13 +175,16 @@ impl<T: Cached> Reflector<T> {
             match stream.next::<T>().await?.ok_or(Interrupted::Ended)? {
                 WatchEvent::Applied(object) => {
                     object.resource_version().clone_into(revision);
-                    self.shared.apply(object);
+                    self.shared.apply(object, revision);
                 }
                 WatchEvent::Deleted(object) => {
                     object.resource_version().clone_into(revision);
-                    self.shared.delete(&ObjectKey::of(&object));
+                    self.shared.delete(&ObjectKey::of(&object), revision);
                 }
-                WatchEvent::Bookmark(at) => *revision = at,
+                WatchEvent::Bookmark(at) => {
+                    self.shared.reached(&at);
+                    *revision = at;
+                }
                 WatchEvent::Undecodable(why) => self.skipped(&why),
             }
         }
