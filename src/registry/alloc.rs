@@ -47,12 +47,7 @@ impl Claims {
 ///
 /// # Errors
 /// 422 when what the client asks for is taken or out of range, 500 when nothing is left.
-pub(super) fn claim(
-    registry: &Registry,
-    kind: &dyn Kind,
-    object: &mut Object,
-    old: Option<&Object>,
-) -> Result<Claims, ApiError> {
+pub(super) fn claim(registry: &Registry, kind: &dyn Kind, object: &mut Object, old: Option<&Object>) -> Result<Claims, ApiError> {
     if !is_service(kind) {
         return Ok(Claims::default());
     }

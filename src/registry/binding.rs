@@ -66,8 +66,7 @@ fn target(binding: &Object) -> Result<&str, ApiError> {
 
 /// The condition `PodScheduled` is true from now.
 fn set_scheduled(pod: &mut Object, now: &str) {
-    let mut conditions =
-        pod.get(&["status", "conditions"]).and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut conditions = pod.get(&["status", "conditions"]).and_then(Value::as_array).cloned().unwrap_or_default();
     conditions.retain(|condition| condition.get("type").and_then(Value::as_str) != Some("PodScheduled"));
     conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
     pod.set(&["status", "conditions"], Value::Array(conditions));

@@ -59,9 +59,7 @@ impl Registry {
             Plan::Leave => Ok((Arc::clone(entry), false)),
             Plan::Remove if request.dry_run => Ok((Arc::clone(entry), true)),
             Plan::Remove => self.remove(kind, entry, old).await.map(|entry| (entry, true)),
-            Plan::Mark(object) if request.dry_run => {
-                Ok((encode::unstored(entry.key.to_string(), kind, &object), false))
-            }
+            Plan::Mark(object) if request.dry_run => Ok((encode::unstored(entry.key.to_string(), kind, &object), false)),
             Plan::Mark(object) => {
                 let draft = encode::draft(kind, &object).map_err(Refused::For)?;
                 let key = Arc::clone(&entry.key);

@@ -72,7 +72,8 @@ fn spend(budget: &Object, pod: &str, now: &str) -> Result<Object, ApiError> {
 }
 
 fn refused(budget: &Object, why: &str, retry_after_seconds: u32) -> ApiError {
-    let mut error = ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", retry_after_seconds);
+    let mut error =
+        ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", retry_after_seconds);
     if retry_after_seconds == 0 {
         error.details.retry_after_seconds = None;
     }

@@ -106,7 +106,8 @@ impl Registry {
         if revision > newest.revision() {
             return Err(too_large(revision, newest.revision()));
         }
-        let is_exact = options.resource_version_match == "Exact" || (options.resource_version_match.is_empty() && options.limit > 0);
+        let is_exact =
+            options.resource_version_match == "Exact" || (options.resource_version_match.is_empty() && options.limit > 0);
         if !is_exact {
             return Ok((newest, None));
         }
@@ -221,8 +222,11 @@ pub(super) fn parse_revision(text: &str) -> Result<Revision, ApiError> {
 pub(super) fn too_large(wanted: Revision, current: Revision) -> ApiError {
     let message = format!("Too large resource version: {wanted}, current: {current}");
     let mut error = ApiError::new(504, Reason::Timeout, format!("Timeout: {message}"));
-    error.details.causes =
-        vec![Cause { reason: "ResourceVersionTooLarge".to_owned(), message: "Too large resource version".to_owned(), field: String::new() }];
+    error.details.causes = vec![Cause {
+        reason: "ResourceVersionTooLarge".to_owned(),
+        message: "Too large resource version".to_owned(),
+        field: String::new(),
+    }];
     error.details.retry_after_seconds = Some(1);
     error
 }

@@ -68,7 +68,9 @@ impl Patch {
                 operations = serde_json::from_value(value.clone()).map_err(malformed)?;
             }
             PatchType::Merge | PatchType::Strategic if !value.is_object() => {
-                return Err(ApiError::bad_request("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}"));
+                return Err(ApiError::bad_request(
+                    "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
+                ));
             }
             PatchType::Merge | PatchType::Strategic => {}
         }
@@ -126,6 +128,7 @@ fn check_fields(
 
 fn unprocessable(why: &str) -> ApiError {
     let mut error = ApiError::new(422, Reason::Invalid, "the server rejected our request due to an error in our request");
-    error.details.causes = vec![Cause { reason: "UnexpectedServerResponse".to_owned(), message: why.to_owned(), field: String::new() }];
+    error.details.causes =
+        vec![Cause { reason: "UnexpectedServerResponse".to_owned(), message: why.to_owned(), field: String::new() }];
     error
 }

@@ -26,7 +26,10 @@ pub enum WatchEvent {
     Modified(Arc<Entry>),
     Deleted(Arc<Entry>),
     /// Everything up to the revision was sent; `ends_initial` marks the end of the initial events.
-    Bookmark { revision: Revision, ends_initial: bool },
+    Bookmark {
+        revision: Revision,
+        ends_initial: bool,
+    },
 }
 
 /// A running watch.
@@ -107,9 +110,7 @@ impl WatchStream {
             Change::Put { entry, previous } => match (previous.filter(|previous| is_in(previous)), is_in(&entry)) {
                 (None, true) => Some(WatchEvent::Added(entry)),
                 (Some(_), true) => Some(WatchEvent::Modified(entry)),
-                (Some(previous), false) => {
-                    Some(WatchEvent::Deleted(Arc::new(encode::with_revision(&previous, event.revision))))
-                }
+                (Some(previous), false) => Some(WatchEvent::Deleted(Arc::new(encode::with_revision(&previous, event.revision)))),
                 (None, false) => None,
             },
             Change::Delete { last } => is_in(&last).then_some(WatchEvent::Deleted(last)),

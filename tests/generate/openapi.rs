@@ -85,7 +85,13 @@ pub fn add_lists(types: &mut Types) {
         for field in ["apiVersion", "kind"] {
             list.fields.insert(field.into(), text(&kind.fields[field].description));
         }
-        let metadata = Field { shape: "&io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta".into(), tags: vec![1], ..text("Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds") };
+        let metadata = Field {
+            shape: "&io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta".into(),
+            tags: vec![1],
+            ..text(
+                "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+            )
+        };
         let metadata = Field { shape: "&io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta".into(), ..metadata };
         let items = Field { required: true, tags: vec![2], ..text(&format!("items is the list of {short} objects.")) };
         list.fields.insert("metadata".into(), metadata);
@@ -129,13 +135,16 @@ impl Reader {
         let mut found = Type { description: text(&schema["description"]), ..Type::default() };
         for (field, property) in schema["properties"].as_object().into_iter().flatten() {
             // k8s-openapi requires metadata where upstream does not.
-            let required = field != "metadata"
-                && schema["required"].as_array().is_some_and(|names| names.iter().any(|name| name == field));
+            let required =
+                field != "metadata" && schema["required"].as_array().is_some_and(|names| names.iter().any(|name| name == field));
             let description = text(&property["description"]);
             found.fields.insert(field.clone(), Field { shape: shape(property), required, description, ..Field::default() });
         }
-        let constants: BTreeMap<_, _> = self.constant.captures_iter(source).map(|found| found.extract().1).map(|[name, value]| (name, value)).collect();
-        if let (Some(group), Some(version), Some(kind)) = (constants.get("GROUP"), constants.get("VERSION"), constants.get("KIND")) {
+        let constants: BTreeMap<_, _> =
+            self.constant.captures_iter(source).map(|found| found.extract().1).map(|[name, value]| (name, value)).collect();
+        if let (Some(group), Some(version), Some(kind)) =
+            (constants.get("GROUP"), constants.get("VERSION"), constants.get("KIND"))
+        {
             found.gvk = Some(format!("{group}/{version}/{kind}"));
         }
         found.list_kind = constants.get("LIST_KIND").map(|kind| (*kind).to_owned());
@@ -191,5 +200,8 @@ fn shape(property: &Value) -> String {
 
 fn definition(path: &str) -> String {
     let path = path.trim_start_matches("crate::").replace("::", ".");
-    format!("io.k8s.{}", path.replacen("apiextensions_apiserver", "apiextensions-apiserver", 1).replacen("kube_aggregator", "kube-aggregator", 1))
+    format!(
+        "io.k8s.{}",
+        path.replacen("apiextensions_apiserver", "apiextensions-apiserver", 1).replacen("kube_aggregator", "kube-aggregator", 1)
+    )
 }

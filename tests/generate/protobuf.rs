@@ -56,7 +56,8 @@ pub fn join(types: &mut Types, messages: &Messages) -> Vec<String> {
         let (package, short) = name.trim_start_matches("io.k8s.").rsplit_once('.').expect("a package");
         let same = facts::SAME_AS.iter().find(|(from, _)| *from == package).map_or(package, |(_, other)| other);
         let packages = [package, same];
-        let message = packages.iter().map(|package| key(package, short)).find(|key| messages.contains_key(key)).unwrap_or_default();
+        let message =
+            packages.iter().map(|package| key(package, short)).find(|key| messages.contains_key(key)).unwrap_or_default();
         for (field_name, field) in &mut found.fields {
             let known = facts::TAGS.iter().find(|(path, _)| path.rsplit_once('.') == Some((name, field_name)));
             match known {

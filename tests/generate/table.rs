@@ -23,9 +23,17 @@ fn describe(out: &mut String, text: &str) {
 }
 
 fn line(name: &str, field: &Field) -> String {
-    let flags: String = [(field.required, 'r'), (field.zero_is_absent, 'z'), (field.wrapped, 'w')].into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
+    let flags: String = [(field.required, 'r'), (field.zero_is_absent, 'z'), (field.wrapped, 'w')]
+        .into_iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, flag)| flag)
+        .collect();
     let tags = field.tags.iter().map(u32::to_string).collect::<Vec<_>>().join(".");
-    let patch = if field.patch_key.is_empty() { field.patch_strategy.clone() } else { format!("{}:{}", field.patch_strategy, field.patch_key) };
+    let patch = if field.patch_key.is_empty() {
+        field.patch_strategy.clone()
+    } else {
+        format!("{}:{}", field.patch_strategy, field.patch_key)
+    };
     let list = match (field.list_type.as_str(), field.map_type.as_str()) {
         ("", map) => map.to_owned(),
         ("map", _) => format!("map:{}", field.list_keys.join(",")),

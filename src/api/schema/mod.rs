@@ -204,7 +204,9 @@ pub fn for_kind(group: &str, version: &str, kind: &str) -> Option<&'static Type>
     match kind {
         "DeleteOptions" | "WatchEvent" | "Status" => get(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")),
         _ => {
-            let of_kind = |entry: &&Type| entry.kind.is_some_and(|found| (found.group, found.version, found.kind) == (group, version, kind));
+            let of_kind = |entry: &&Type| {
+                entry.kind.is_some_and(|found| (found.group, found.version, found.kind) == (group, version, kind))
+            };
             table().by_kind.values().map(|id| id.get()).find(of_kind)
         }
     }

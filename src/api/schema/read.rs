@@ -19,7 +19,8 @@ pub fn table() -> Table {
             None => types.push(structure(text, line)),
         }
     }
-    let by_kind = (0..).map(TypeId).zip(&types).filter_map(|(id, found)| found.kind.map(|kind| (kind, id))).collect::<BTreeMap<_, _>>();
+    let by_kind =
+        (0..).map(TypeId).zip(&types).filter_map(|(id, found)| found.kind.map(|kind| (kind, id))).collect::<BTreeMap<_, _>>();
     Table { types, by_kind }
 }
 
@@ -50,12 +51,7 @@ fn field(text: &'static str, line: usize, ids: &HashMap<&str, TypeId>) -> Field 
         is_zero_absent: flags.contains('z'),
         is_wrapped: flags.contains('w'),
         tags: tags.split('.').filter_map(|tag| tag.parse().ok()).collect(),
-        patch: PatchStrategy {
-            is_merge: has("merge"),
-            is_replace: has("replace"),
-            retains_keys: has("retainKeys"),
-            merge_key,
-        },
+        patch: PatchStrategy { is_merge: has("merge"), is_replace: has("replace"), retains_keys: has("retainKeys"), merge_key },
         list: match (list, list.strip_prefix("map:")) {
             (_, Some(keys)) => ListType::Map(keys.split(',').collect()),
             ("set", _) => ListType::Set,
