@@ -34,6 +34,7 @@ pub mod resource;
 pub mod scheduling;
 pub mod storage;
 
+pub(crate) mod check;
 mod print;
 pub mod typed;
 

@@ -1,0 +1,268 @@
+//! Checks of volumes.
+
+use std::collections::HashSet;
+
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource, ProjectedVolumeSource, Volume,
+    VolumeProjection,
+};
+use serde_json::Value;
+
+use super::Holder;
+use super::env::{VOLUME_FIELDS, field_ref, pull_policy, resource_field_ref};
+use crate::api::field::{FieldError, Path};
+use crate::api::names;
+use crate::api::quantity::Quantity;
+use crate::kinds::check::{Errors, one_of, required, required_rule, str_of, unique};
+use crate::kinds::core::persistent_volume_claim;
+
+const TWO_TYPES: &str = "may not specify more than 1 volume type";
+const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
+const HOST_PATH_TYPES: &[&str] =
+    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+
+/// Checks volumes and that their names are unique.
+pub fn volumes(errors: &mut Errors, path: &Path, volumes: &[Volume], holder: Holder) {
+    let mut seen = HashSet::new();
+    for (index, volume) in volumes.iter().enumerate() {
+        let path = path.index(index);
+        let name = path.child("name");
+        required_rule(errors, &name, &volume.name, names::dns1123_label);
+        if !volume.name.is_empty() {
+            unique(errors, &name, &mut seen, &volume.name);
+        }
+        source(errors, &path, volume, holder);
+    }
+}
+
+/// The names of the sources that a volume has.
+fn source_names(volume: &Volume) -> Vec<String> {
+    match serde_json::to_value(volume) {
+        Ok(Value::Object(map)) => map.into_iter().map(|(name, _)| name).filter(|name| name != "name").collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn source(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
+    match source_names(volume).as_slice() {
+        [] => errors.push(FieldError::required(path.clone(), "must specify a volume type")),
+        [_] => {}
+        [_, more @ ..] => errors.extend(more.iter().map(|name| FieldError::forbidden(path.child(name), TWO_TYPES))),
+    }
+    if let Some(dir) = &volume.empty_dir {
+        empty_dir(errors, &path.child("emptyDir"), dir);
+    }
+    if let Some(host_path) = &volume.host_path {
+        self::host_path(errors, &path.child("hostPath"), host_path);
+    }
+    if let Some(secret) = &volume.secret {
+        let path = path.child("secret");
+        required(errors, &path.child("secretName"), str_of(&secret.secret_name));
+        mode(errors, &path.child("defaultMode"), secret.default_mode);
+        items(errors, &path.child("items"), secret.items.as_deref());
+    }
+    if let Some(config) = &volume.config_map {
+        let path = path.child("configMap");
+        required(errors, &path.child("name"), &config.name);
+        mode(errors, &path.child("defaultMode"), config.default_mode);
+        items(errors, &path.child("items"), config.items.as_deref());
+    }
+    if let Some(downward) = &volume.downward_api {
+        let path = path.child("downwardAPI");
+        mode(errors, &path.child("defaultMode"), downward.default_mode);
+        for file in downward.items.iter().flatten() {
+            downward_file(errors, &path, file);
+        }
+    }
+    if let Some(projected) = &volume.projected {
+        self::projected(errors, &path.child("projected"), projected);
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        required(errors, &path.child("persistentVolumeClaim").child("claimName"), &claim.claim_name);
+    }
+    if let Some(ephemeral) = &volume.ephemeral {
+        let path = path.child("ephemeral").child("volumeClaimTemplate");
+        match &ephemeral.volume_claim_template {
+            Some(template) => persistent_volume_claim::spec(errors, &path.child("spec"), &template.spec),
+            None => errors.push(FieldError::required(path, "")),
+        }
+    }
+    storage(errors, path, volume, holder);
+}
+
+fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
+    if let Some(nfs) = &volume.nfs {
+        self::nfs(errors, &path.child("nfs"), nfs);
+    }
+    if let Some(csi) = &volume.csi {
+        required(errors, &path.child("csi").child("driver"), &csi.driver);
+    }
+    if let Some(image) = &volume.image {
+        let path = path.child("image");
+        if holder == Holder::Pod {
+            required(errors, &path.child("reference"), str_of(&image.reference));
+        }
+        pull_policy(errors, &path.child("pullPolicy"), str_of(&image.pull_policy));
+    }
+    if let Some(iscsi) = &volume.iscsi {
+        let path = path.child("iscsi");
+        required(errors, &path.child("targetPortal"), &iscsi.target_portal);
+        required(errors, &path.child("iqn"), &iscsi.iqn);
+    }
+    if let Some(flex) = &volume.flex_volume {
+        required(errors, &path.child("flexVolume").child("driver"), &flex.driver);
+    }
+    if let Some(repository) = &volume.git_repo {
+        required(errors, &path.child("gitRepo").child("repository"), &repository.repository);
+    }
+}
+
+fn empty_dir(errors: &mut Errors, path: &Path, dir: &EmptyDirVolumeSource) {
+    let limit = dir.size_limit.as_ref().map(Quantity::try_from);
+    if limit.is_some_and(|limit| limit.is_ok_and(|limit| limit.is_negative())) {
+        errors.push(FieldError::forbidden(path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity"));
+    }
+}
+
+/// Checks a path on the host: of a pod, or of a persistent volume.
+pub fn host_path(errors: &mut Errors, path: &Path, source: &HostPathVolumeSource) {
+    let at = path.child("path");
+    if required(errors, &at, &source.path) {
+        no_back_steps(errors, &at, &source.path);
+    }
+    if let Some(kind) = &source.type_ {
+        one_of(errors, &path.child("type"), kind, HOST_PATH_TYPES);
+    }
+}
+
+/// Checks a network file system: of a pod, or of a persistent volume.
+pub fn nfs(errors: &mut Errors, path: &Path, nfs: &NFSVolumeSource) {
+    required(errors, &path.child("server"), &nfs.server);
+    required(errors, &path.child("path"), &nfs.path);
+    if !nfs.path.starts_with('/') {
+        errors.push(FieldError::invalid(path.child("path"), nfs.path.as_str(), "must be an absolute path"));
+    }
+}
+
+fn mode(errors: &mut Errors, path: &Path, mode: Option<i32>) {
+    if let Some(mode) = mode.filter(|mode| !(0..=0o777).contains(mode)) {
+        errors.push(FieldError::invalid(path.clone(), mode, MODE));
+    }
+}
+
+fn items(errors: &mut Errors, path: &Path, items: Option<&[KeyToPath]>) {
+    for (index, item) in items.unwrap_or_default().iter().enumerate() {
+        let path = path.index(index);
+        required(errors, &path.child("key"), &item.key);
+        file_path(errors, &path.child("path"), &item.path);
+        mode(errors, &path.child("mode"), item.mode);
+    }
+}
+
+fn file_path(errors: &mut Errors, path: &Path, file: &str) {
+    if required(errors, path, file) {
+        local_path(errors, path, file);
+        if file.starts_with("..") && !file.starts_with("../") {
+            errors.push(FieldError::invalid(path.clone(), file, "must not start with '..'"));
+        }
+    }
+}
+
+fn no_back_steps(errors: &mut Errors, path: &Path, text: &str) {
+    if text.split('/').any(|part| part == "..") {
+        errors.push(FieldError::invalid(path.clone(), text, "must not contain '..'"));
+    }
+}
+
+/// A relative path that stays below where it starts.
+pub(super) fn local_path(errors: &mut Errors, path: &Path, text: &str) {
+    if text.starts_with('/') {
+        errors.push(FieldError::invalid(path.clone(), text, "must be a relative path"));
+    }
+    no_back_steps(errors, path, text);
+}
+
+fn downward_file(errors: &mut Errors, path: &Path, file: &DownwardAPIVolumeFile) {
+    file_path(errors, &path.child("path"), &file.path);
+    match (&file.field_ref, &file.resource_field_ref) {
+        (Some(field), other) => {
+            field_ref(errors, &path.child("fieldRef"), field, VOLUME_FIELDS);
+            if other.is_some() {
+                let why = "fieldRef and resourceFieldRef can not be specified simultaneously";
+                errors.push(FieldError::invalid(path.clone(), "resource", why));
+            }
+        }
+        (None, Some(field)) => resource_field_ref(errors, &path.child("resourceFieldRef"), field, true),
+        (None, None) => errors.push(FieldError::required(path.clone(), "one of fieldRef and resourceFieldRef is required")),
+    }
+    mode(errors, &path.child("mode"), file.mode);
+}
+
+fn projected(errors: &mut Errors, path: &Path, projected: &ProjectedVolumeSource) {
+    mode(errors, &path.child("defaultMode"), projected.default_mode);
+    let mut paths = HashSet::new();
+    for (index, source) in projected.sources.iter().flatten().enumerate() {
+        let path = path.child("sources").index(index);
+        let given = [
+            source.secret.is_some(),
+            source.config_map.is_some(),
+            source.downward_api.is_some(),
+            source.service_account_token.is_some(),
+            source.cluster_trust_bundle.is_some(),
+            source.pod_certificate.is_some(),
+        ];
+        match given.into_iter().filter(|is_given| *is_given).count() {
+            1 => {}
+            0 => errors.push(FieldError::required(path.clone(), "must specify a volume projection type")),
+            _ => errors.push(FieldError::forbidden(path.clone(), TWO_TYPES)),
+        }
+        for file in projection(errors, &path, source) {
+            if !paths.insert(file) {
+                errors.push(FieldError::invalid(path.clone(), file, "conflicting duplicate paths"));
+            }
+        }
+    }
+}
+
+/// Checks one source of a projected volume; returns the paths that it says it writes.
+fn projection<'a>(errors: &mut Errors, path: &Path, source: &'a VolumeProjection) -> Vec<&'a str> {
+    let mut paths = Vec::new();
+    for (name, map, keys) in [
+        ("secret", source.secret.as_ref().map(|map| &map.name), source.secret.as_ref().and_then(|map| map.items.as_deref())),
+        (
+            "configMap",
+            source.config_map.as_ref().map(|map| &map.name),
+            source.config_map.as_ref().and_then(|map| map.items.as_deref()),
+        ),
+    ] {
+        if let Some(map) = map {
+            required(errors, &path.child(name).child("name"), map);
+            items(errors, &path.child(name).child("items"), keys);
+            paths.extend(keys.unwrap_or_default().iter().map(|item| item.path.as_str()));
+        }
+    }
+    for file in source.downward_api.iter().flat_map(|downward| downward.items.iter().flatten()) {
+        downward_file(errors, &path.child("downwardAPI"), file);
+        paths.push(&file.path);
+    }
+    if let Some(token) = &source.service_account_token {
+        let path = path.child("serviceAccountToken");
+        let at = path.child("expirationSeconds");
+        match token.expiration_seconds {
+            Some(seconds) if seconds < 600 => {
+                errors.push(FieldError::invalid(at, seconds, "may not specify a duration less than 10 minutes"));
+            }
+            Some(seconds) if seconds > 1 << 32 => {
+                errors.push(FieldError::invalid(at, seconds, "may not specify a duration larger than 2^32 seconds"));
+            }
+            _ => {}
+        }
+        file_path(errors, &path.child("path"), &token.path);
+        paths.push(&token.path);
+    }
+    if let Some(bundle) = &source.cluster_trust_bundle {
+        file_path(errors, &path.child("clusterTrustBundle").child("path"), &bundle.path);
+        paths.push(&bundle.path);
+    }
+    paths
+}
