@@ -5,6 +5,10 @@
 
 use std::sync::Arc;
 
+mod read;
+
+pub use read::Reader;
+
 use async_trait::async_trait;
 
 use crate::api::kind::Subresource;

@@ -1,0 +1,83 @@
+//! NodeRestriction: an agent writes its own Node, its own Lease, and the status of the pods that are bound to it, and no others.
+
+use async_trait::async_trait;
+
+use super::{Context, Plugin};
+use crate::api::kind::Subresource;
+use crate::api::{ApiError, Object};
+use crate::auth::UserInfo;
+use crate::registry::Operation;
+
+/// Labels under this prefix are the administrators'; a node may not give them to itself.
+const RESERVED_LABELS: &str = "node-restriction.kubernetes.io/";
+
+/// The plugin.
+pub(super) struct NodeRestriction;
+
+#[async_trait]
+impl Plugin for NodeRestriction {
+    fn name(&self) -> &'static str {
+        "NodeRestriction"
+    }
+
+    async fn validate(&self, context: &mut Context<'_>, object: Option<&Object>, old: Option<&Object>) -> Result<(), ApiError> {
+        let Some(node) = node_name(context.attributes.user) else { return Ok(()) };
+        match context.attributes.kind.names().kind {
+            "Node" => admit_node(context, node, object, old),
+            "Pod" => admit_pod(context, node, object, old),
+            "Lease" if context.attributes.name != node => {
+                Err(context
+                    .forbidden(format_args!("can only access node lease with the same name as the requesting node {node:?}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The node that a user is, if it is one.
+fn node_name(user: &UserInfo) -> Option<&str> {
+    let is_node = user.groups.iter().any(|group| group == "system:nodes");
+    user.name.strip_prefix("system:node:").filter(|_| is_node)
+}
+
+fn admit_node(context: &Context<'_>, node: &str, object: Option<&Object>, old: Option<&Object>) -> Result<(), ApiError> {
+    let attributes = context.attributes;
+    if attributes.name != node {
+        return Err(context.forbidden(format_args!("node {node:?} is not allowed to modify node {:?}", attributes.name)));
+    }
+    let reserved = |node: Option<&Object>| -> Vec<(String, String)> {
+        let labels = node.into_iter().flat_map(Object::labels).filter(|(key, _)| key.contains(RESERVED_LABELS));
+        labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    };
+    if attributes.operation != Operation::Delete && reserved(object) != reserved(old) {
+        return Err(context.forbidden(format_args!("is not allowed to modify labels: {RESERVED_LABELS}*")));
+    }
+    let taints = |node: &Object| node.get(&["spec", "taints"]).cloned();
+    match (attributes.operation, object, old) {
+        (Operation::Update, Some(object), Some(old)) if taints(object) != taints(old) => {
+            Err(context.forbidden(format_args!("node {node:?} is not allowed to modify taints")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn admit_pod(context: &Context<'_>, node: &str, object: Option<&Object>, old: Option<&Object>) -> Result<(), ApiError> {
+    let is_bound_here = |pod: &Object| pod.str_at(&["spec", "nodeName"]) == Some(node);
+    let attributes = context.attributes;
+    match (attributes.operation, attributes.subresource) {
+        (Operation::Create, None) => match object {
+            Some(pod) if pod.annotation("kubernetes.io/config.mirror").is_none() => Err(context.forbidden(format_args!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+            ))),
+            Some(pod) if !is_bound_here(pod) => {
+                Err(context.forbidden(format_args!("node {node:?} can only create pods with spec.nodeName set to itself")))
+            }
+            _ => Ok(()),
+        },
+        (Operation::Delete, None) | (Operation::Update, Some(Subresource::Status)) if !old.is_some_and(is_bound_here) => {
+            Err(context.forbidden(format_args!("node {node:?} can only change pods with spec.nodeName set to itself")))
+        }
+        (Operation::Update, None) => Err(context.forbidden(format_args!("node {node:?} is not allowed to update pods"))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,92 @@
+//! The chain over a store in memory: what is added, what is refused, in upstream's words.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::auth::UserInfo;
+use crate::kinds::Kinds;
+use crate::registry::Operation;
+use crate::rt::{SystemClock, clock::SharedClock};
+use crate::store::memory::MemoryStore;
+use crate::store::{Draft, Durability, Index, Store, Transaction, Write};
+
+async fn chain(objects: &[(&str, Value)]) -> Chain {
+    let clock: SharedClock = std::sync::Arc::new(SystemClock);
+    let store = MemoryStore::new(clock);
+    for (key, object) in objects {
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = json!("");
+        let text = object.to_string();
+        let revision_at = text.find("\"resourceVersion\":\"").unwrap() + "\"resourceVersion\":\"".len();
+        let draft = Draft { body: text.into(), revision_at: u32::try_from(revision_at).unwrap(), index: Index::default() };
+        let write = Write::Put { key: (*key).into(), draft };
+        store.commit(Transaction { guards: Vec::new(), writes: vec![write], durability: Durability::Synced }).await.unwrap();
+    }
+    Chain::new(Reader::new(store))
+}
+
+fn named(name: &str) -> Value {
+    json!({"metadata": {"name": name}})
+}
+
+async fn admit(chain: &Chain, user: &UserInfo, operation: Operation, plural: &str, object: &mut Object) -> Result<(), String> {
+    let kind = Kinds::builtin().find("", "v1", plural).unwrap();
+    let name = object.name().to_owned();
+    let namespace = if kind.names().is_namespaced() { "default" } else { "" };
+    let attributes = Attributes { kind: &*kind, namespace, name: &name, operation, subresource: None, user, dry_run: false };
+    let mut warnings = Vec::new();
+    let outcome = async {
+        chain.mutate(&attributes, object, None, &mut warnings).await?;
+        chain.validate(&attributes, Some(object), None, &mut warnings).await
+    };
+    outcome.await.map_err(|error| error.message)
+}
+
+#[tokio::test]
+async fn a_plain_pod_gets_account_token_priority_and_tolerations() {
+    let chain =
+        chain(&[("core/namespaces/default", named("default")), ("core/serviceaccounts/default/default", named("default"))]).await;
+    let mut pod = Object::from_json(br#"{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c"}]}}"#).unwrap();
+    admit(&chain, &UserInfo::default(), Operation::Create, "pods", &mut pod).await.unwrap();
+    assert_eq!(pod.str_at(&["spec", "serviceAccountName"]), Some("default"));
+    assert_eq!(pod.get(&["spec", "priority"]), Some(&json!(0)));
+    assert_eq!(pod.get(&["spec", "tolerations"]).unwrap().as_array().unwrap().len(), 2);
+    let (volume, mount) = (&pod.spec().unwrap()["volumes"][0], &pod.spec().unwrap()["containers"][0]["volumeMounts"][0]);
+    assert!(volume["name"].as_str().unwrap().starts_with("kube-api-access-"));
+    assert_eq!((&mount["name"], &mount["readOnly"]), (&volume["name"], &json!(true)));
+}
+
+#[tokio::test]
+async fn refusals_have_upstreams_words() {
+    let chain =
+        chain(&[("core/namespaces/default", named("default")), ("core/serviceaccounts/default/default", named("default"))]).await;
+    let node = UserInfo::new("system:node:n1", &["system:nodes"]);
+    let cases = [
+        (
+            UserInfo::default(),
+            "pods",
+            json!({"metadata": {"name": "p"}, "spec": {"serviceAccountName": "x"}}),
+            "pods \"p\" is forbidden: error looking up service account default/x: serviceaccount \"x\" not found",
+        ),
+        (
+            UserInfo::default(),
+            "pods",
+            json!({"metadata": {"name": "p"}, "spec": {"priorityClassName": "x"}}),
+            "pods \"p\" is forbidden: no PriorityClass with name x was found",
+        ),
+        (node.clone(), "nodes", named("n2"), "nodes \"n2\" is forbidden: node \"n1\" is not allowed to modify node \"n2\""),
+        (
+            node,
+            "pods",
+            json!({"metadata": {"name": "p"}, "spec": {}}),
+            "pods \"p\" is forbidden: pod does not have \"kubernetes.io/config.mirror\" annotation, node \"n1\" can only create mirror pods",
+        ),
+    ];
+    for (user, plural, object, expected) in cases {
+        let mut object = Object::from_json(object.to_string().as_bytes()).unwrap();
+        assert_eq!(admit(&chain, &user, Operation::Create, plural, &mut object).await, Err(expected.to_owned()));
+    }
+    let mut default = Object::from_json(br#"{"metadata":{"name":"default"}}"#).unwrap();
+    let refused = admit(&chain, &UserInfo::default(), Operation::Delete, "namespaces", &mut default).await;
+    assert_eq!(refused, Err("namespaces \"default\" is forbidden: this namespace may not be deleted".to_owned()));
+}
