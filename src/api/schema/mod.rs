@@ -142,6 +142,13 @@ impl Type {
         self.name.rsplit('.').next().unwrap_or(self.name)
     }
 
+    /// The struct with its package, as decode errors name it: `v1.DeploymentSpec`.
+    pub fn go_name(&self) -> String {
+        let mut parts = self.name.rsplit('.');
+        let (name, package) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+        format!("{package}.{name}")
+    }
+
     /// Whether objects of this type have `metadata` of their own.
     pub fn has_metadata(&self) -> bool {
         self.kind.is_some() && self.field("metadata").is_some()
@@ -178,11 +185,7 @@ impl Shape {
             Self::PropsOrBool | Self::PropsOrArray | Self::PropsOrStrings => "v1.JSONSchemaProps".to_owned(),
             Self::List(inner) => format!("[]{}", inner.go_name()),
             Self::Map(inner) => format!("map[string]{}", inner.go_name()),
-            Self::Struct(id) => {
-                let mut parts = id.get().name.rsplit('.');
-                let (name, package) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-                format!("{package}.{name}")
-            }
+            Self::Struct(id) => id.get().go_name(),
         }
     }
 }
