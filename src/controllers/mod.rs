@@ -15,6 +15,7 @@ use crate::kinds::Kinds;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+mod deployment;
 mod expectations;
 mod metrics;
 mod owners;
@@ -28,8 +29,11 @@ pub use queue::Queue;
 pub use runner::{Seen, Watches};
 
 /// Every controller, by name.
-pub const CONTROLLERS: &[(&str, Build)] =
-    &[("replicaset", replicaset::replica_set), ("replicationcontroller", replicaset::replication_controller)];
+pub const CONTROLLERS: &[(&str, Build)] = &[
+    ("deployment", deployment::deployment),
+    ("replicaset", replicaset::replica_set),
+    ("replicationcontroller", replicaset::replication_controller),
+];
 
 /// Makes a controller.
 pub type Build = fn(&Context) -> Arc<dyn Controller>;
