@@ -25,6 +25,10 @@ pub const HISTORY_AGE: Duration = Duration::from_secs(600);
 pub const HISTORY_BYTES: usize = 256 << 20;
 /// Writes that wait for the log; more get 429.
 pub const WRITE_QUEUE: usize = 4_096;
+/// Bytes of writes that wait for the log; more get 429.
+pub const WRITE_QUEUE_BYTES: usize = 64 << 20;
+/// Time for a majority to confirm the leader, before a consistent read.
+pub const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Writes in one log entry.
 pub const BATCH_WRITES: usize = 512;
 /// Bytes of writes in one log entry.

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::rt::limits;
 
 pub mod memory;
+mod metrics;
 pub mod raft;
 pub mod sqlite;
 pub mod state;

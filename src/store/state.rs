@@ -223,6 +223,11 @@ fn reindex(
 }
 
 impl State {
+    /// No objects, at a revision.
+    pub(super) fn empty_at(revision: Revision, ceiling: Revision) -> Self {
+        Self { revision, ceiling, ..Self::default() }
+    }
+
     fn bucket(&self, key: &str) -> Option<&Bucket> {
         self.buckets.get(bucket(key)).map(|bucket| &**bucket)
     }
