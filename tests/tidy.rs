@@ -35,7 +35,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("Instant::now", &["rt"]),
     ("SystemTime::now", &["rt"]),
     ("Timestamp::now", &["rt"]),
-    ("rand::", &["rt"]),
+    ("rand::", &["rt", "pki"]),
 ];
 
 /// Words that do not belong in the sources, with why.
