@@ -3,6 +3,9 @@
 //! The transport is HTTPS for an agent and loopback inside a server; both go through authentication, authorization and
 //! admission. No component reads or writes the store in another way.
 
+pub mod https;
+pub mod kubeconfig;
+
 use std::sync::Arc;
 
 use ::http::{Method, Request, StatusCode, header};
