@@ -226,3 +226,6 @@ pub fn prefix(kind: &dyn Kind, namespace: &str) -> String {
     }
     prefix
 }
+
+#[cfg(test)]
+mod tests;
