@@ -1,0 +1,276 @@
+//! Request bodies: read with a limit, decoded as their `Content-Type` says, checked against the type and the URL.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::super::RequestInfo;
+use super::super::negotiate::{self, Media};
+use crate::api::{ApiError, Kind, Object, yaml};
+use crate::http::HttpRequest;
+use crate::registry::{self, FieldValidation};
+use crate::rt::limits;
+
+/// An object as a client sent it.
+pub struct Decoded {
+    pub object: Object,
+    /// `unknown field "spec.foo"`, `duplicate field "spec.foo"`, for `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the whole body.
+///
+/// # Errors
+/// 413 when it is too large, 400 when the connection breaks.
+pub async fn read(request: HttpRequest) -> Result<Bytes, ApiError> {
+    match Limited::new(request.into_body(), limits::REQUEST_BODY_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ApiError::too_large(format!("Request entity too large: limit is {}", limits::REQUEST_BODY_BYTES)))
+        }
+        Err(error) => Err(ApiError::bad_request(format!("unable to read the request body: {error}"))),
+    }
+}
+
+/// Decodes an object without checking it against a type.
+///
+/// # Errors
+/// 400 in the decoder's words.
+pub fn decode(media: Media, bytes: &[u8]) -> Result<Decoded, ApiError> {
+    let mut duplicates = Vec::new();
+    let value = match media {
+        Media::Json => json(bytes, &mut duplicates)?,
+        Media::Yaml => from_yaml(bytes, &mut duplicates)?,
+        Media::Protobuf => from_protobuf(bytes)?,
+    };
+    match value {
+        Value::Object(map) => Ok(Decoded { object: Object(map), warnings: duplicates }),
+        other => Err(ApiError::bad_request(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            type_name(&other)
+        ))),
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn json(bytes: &[u8], duplicates: &mut Vec<String>) -> Result<Value, ApiError> {
+    let malformed =
+        |error: serde_json::Error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"));
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Node(duplicates).deserialize(&mut deserializer).map_err(malformed)?;
+    deserializer.end().map_err(malformed)?;
+    Ok(value)
+}
+
+/// The object of `kind` in a request body, for a create or an update of what the URL names.
+///
+/// # Errors
+/// 415, 400 when it is malformed, strict validation fails, or it does not match the URL.
+pub fn object(
+    kind: &dyn Kind,
+    info: &RequestInfo,
+    headers: &::http::HeaderMap,
+    bytes: &[u8],
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    let mut decoded = decode(negotiate::content_type(headers)?, bytes)?;
+    check_type(kind, &mut decoded.object)?;
+    decoded.warnings.extend(registry::prune(kind, &mut decoded.object));
+    match validation {
+        FieldValidation::Ignore => decoded.warnings.clear(),
+        FieldValidation::Strict if !decoded.warnings.is_empty() => {
+            let names = kind.names();
+            return Err(ApiError::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
+                names.kind,
+                names.version,
+                names.kind,
+                decoded.warnings.join(", ")
+            )));
+        }
+        _ => {}
+    }
+    check_namespace(kind, info, &mut decoded.object)?;
+    if !info.name.is_empty() && !matches!(info.verb.as_str(), "create") {
+        check_name(info, &decoded.object)?;
+    }
+    Ok(decoded)
+}
+
+fn check_type(kind: &dyn Kind, object: &mut Object) -> Result<(), ApiError> {
+    let names = kind.names();
+    let expected = names.api_version();
+    match object.api_version() {
+        "" => object.set(&["apiVersion"], expected.as_str()),
+        same if same == expected => {}
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "the API version in the data ({other}) does not match the expected API version ({expected})"
+            )));
+        }
+    }
+    match object.kind() {
+        "" => object.set(&["kind"], names.kind),
+        same if same == names.kind => {}
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "{other} in version {:?} cannot be handled as a {}: the object provided is unrecognized (must be of type {})",
+                names.version, names.kind, names.kind
+            )));
+        }
+    }
+    if object.0.get("metadata").is_some_and(|metadata| !metadata.is_object() && !metadata.is_null()) {
+        return Err(ApiError::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: json: cannot unmarshal into Go struct field {}.metadata of type v1.ObjectMeta",
+            names.kind, names.version, names.kind, names.kind
+        )));
+    }
+    Ok(())
+}
+
+fn check_namespace(kind: &dyn Kind, info: &RequestInfo, object: &mut Object) -> Result<(), ApiError> {
+    if !kind.names().is_namespaced() {
+        object.remove(&["metadata", "namespace"]);
+        return Ok(());
+    }
+    match object.namespace() {
+        "" => object.set(&["metadata", "namespace"], info.namespace.as_str()),
+        same if same == info.namespace => {}
+        _ => {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_name(info: &RequestInfo, object: &Object) -> Result<(), ApiError> {
+    match object.name() {
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            info.name
+        ))),
+        same if same == info.name => Ok(()),
+        other => Err(ApiError::bad_request(format!(
+            "the name of the object ({other}) does not match the name on the URL ({})",
+            info.name
+        ))),
+    }
+}
+
+/// Builds a `Value` and notes the paths of keys that stand twice.
+struct Node<'a>(&'a mut Vec<String>);
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        let mut known = self.0.len();
+        while let Some(value) = access.next_element_seed(Node(&mut *self.0))? {
+            prefix(self.0, known, &format!("[{}]", list.len()));
+            known = self.0.len();
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            let known = self.0.len();
+            let value = access.next_value_seed(Node(&mut *self.0))?;
+            if self.0.len() > known {
+                prefix(self.0, known, &key);
+            }
+            if map.contains_key(&key) {
+                self.0.push(format!("duplicate field {key:?}"));
+            }
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+/// Puts a step before the paths that were found below it.
+fn prefix(found: &mut [String], known: usize, step: &str) {
+    for text in found.iter_mut().skip(known) {
+        let path = text.trim_start_matches("duplicate field \"").trim_end_matches('"');
+        let dot = if path.starts_with('[') { "" } else { "." };
+        *text = format!("duplicate field \"{step}{dot}{path}\"");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_are_named_with_their_path() {
+        for (text, found) in [
+            (r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]),
+            (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""]),
+            (r#"{"s":{"c":[{},{"x":1,"x":2}]}}"#, vec!["duplicate field \"s.c[1].x\""]),
+        ] {
+            let decoded = decode(Media::Json, text.as_bytes()).map_err(|error| error.message).map(|decoded| decoded.warnings);
+            assert_eq!(decoded.unwrap(), found, "{text}");
+        }
+        for bad in ["", "{", "[]", "{} x", "1"] {
+            assert_eq!(decode(Media::Json, bad.as_bytes()).map(|_| ()).unwrap_err().code, 400, "{bad}");
+        }
+    }
+}
