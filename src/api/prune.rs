@@ -154,7 +154,7 @@ impl Walk {
 }
 
 fn props() -> Option<&'static Type> {
-    schema::get("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+    schema::get(schema::JSON_SCHEMA_PROPS)
 }
 
 fn structure_error<'a>(map: &'a Map<String, Value>, of: &Type, path: &mut Vec<&'a str>) -> Option<String> {

@@ -11,6 +11,9 @@ mod read;
 
 pub use read::Descriptions;
 
+/// The type of schemas in CustomResourceDefinitions.
+pub const JSON_SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
 static TABLE: OnceLock<Table> = OnceLock::new();
 
 /// All types, sorted by name.
