@@ -151,7 +151,8 @@ async fn a_container_lives_in_its_sandbox() {
     pod.docker.start(&id).await.unwrap();
     let detail = pod.wait_exit(&id).await;
     assert_eq!((detail.exit_code, detail.oom_killed, detail.pid), (7, false, None));
-    assert!(detail.started_at < detail.finished_at && detail.image_id.starts_with("sha256:"));
+    assert!(detail.started_at <= detail.finished_at, "{detail:?}");
+    assert!(detail.image_id.starts_with("sha256:"), "{detail:?}");
     let log = std::fs::read_to_string(detail.log_path.unwrap()).unwrap();
     for words in ["hello", "value", "web-0"] {
         assert!(log.contains(words), "{log}");

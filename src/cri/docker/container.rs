@@ -219,6 +219,11 @@ fn summary(container: models::ContainerSummary) -> ContainerSummary {
 fn detail(found: ContainerInspectResponse) -> ContainerDetail {
     let state = found.state.unwrap_or_default();
     let config = found.config.unwrap_or_default();
+    let running = state.running == Some(true);
+    let started_at = time(state.started_at.as_deref());
+    // The engine reads its clock when the start is done; a process that was quicker ended before, by its own clock.
+    let finished_at =
+        time(state.finished_at.as_deref()).map(|end| if running { end } else { end.max(started_at.unwrap_or(end)) });
     ContainerDetail {
         id: found.id.unwrap_or_default(),
         name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -233,8 +238,8 @@ fn detail(found: ContainerInspectResponse) -> ContainerDetail {
         image: config.image.unwrap_or_default(),
         image_id: found.image.unwrap_or_default(),
         created_at: time(found.created.as_deref()),
-        started_at: time(state.started_at.as_deref()),
-        finished_at: time(state.finished_at.as_deref()),
+        started_at,
+        finished_at,
         exit_code: state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(0),
         oom_killed: state.oom_killed.unwrap_or(false),
         error: state.error.unwrap_or_default(),
