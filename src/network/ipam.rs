@@ -58,6 +58,7 @@ impl Ipam {
             return false;
         }
         self.mark(offset, true);
+        self.next = self.next.max(offset + 1);
         self.by_pod.insert(pod_uid.to_owned(), address);
         true
     }

@@ -5,15 +5,25 @@
 //! address as /32, a link-local gateway, one host route a pod; no bridge, so all pod traffic is routed and conntrack sees both
 //! ways. Several agents may share one machine: names of interfaces, chains and tables derive from the node's name.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+mod attach;
+mod firewall;
 pub mod ipam;
+mod netns;
 
+pub use netns::connect;
+
+use attach::Wire;
+use firewall::Firewall;
 use ipam::Ipam;
 use parking_lot::Mutex;
+use rtnetlink::Handle;
 
 use crate::rt::TaskGroup;
 
@@ -69,10 +79,16 @@ pub struct ExistingPod {
     pub sandbox_pid: u32,
 }
 
+/// How often the rules are looked after; Docker removes them when it makes its own anew.
+const RULES_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The pod network of one node.
 pub struct PodNetwork {
     config: NetworkConfig,
     ipam: Mutex<Ipam>,
+    host: Handle,
+    firewall: Firewall,
+    tasks: TaskGroup,
 }
 
 impl PodNetwork {
@@ -80,20 +96,51 @@ impl PodNetwork {
     /// Background work (the netlink socket, the watch over the rules) runs in `tasks`.
     ///
     /// # Errors
-    /// When there is no netlink, or the rules cannot be set: not root, no netfilter.
+    /// When there is no netlink socket. Rules that cannot be set are warned about and tried again.
     pub async fn start(config: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<Self>, NetworkError> {
-        tracing::debug!(node = config.node, cancelled = tasks.token().is_cancelled(), "pod network");
-        Ok(Arc::new(Self { ipam: Mutex::new(Ipam::new(config.pod_cidr)), config }))
+        let opened = rtnetlink::new_connection();
+        let (connection, host, _) = opened.map_err(|error| NetworkError::step("open a netlink socket", error))?;
+        let token = tasks.token();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = connection => {}
+            }
+        });
+        let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
+        let ipam = Mutex::new(Ipam::new(config.pod_cidr));
+        let network = Arc::new(Self { config, ipam, host, firewall, tasks: tasks.clone() });
+        network.ensure_rules().await;
+        let (watched, token) = (Arc::clone(&network), tasks.token());
+        tasks.critical("pod network rules", async move {
+            loop {
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = tokio::time::sleep(RULES_INTERVAL) => watched.ensure_rules().await,
+                }
+            }
+        });
+        Ok(network)
     }
 
-    /// Gives a pod its interface and address; a pod that has them keeps them. `sandbox_pid` is the running pause process.
+    /// Sets the rules that are missing: to be called when the engine has been restarted.
+    pub async fn ensure_rules(&self) {
+        if let Err(error) = self.firewall.ensure().await {
+            tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
+        }
+    }
+
+    /// Gives a pod its interface and address; a pod that has them keeps them, and what is missing is repaired. `sandbox_pid`
+    /// is the running pause process.
     ///
     /// # Errors
-    /// [`NetworkError::Exhausted`], or a step that failed: then nothing of it is left, and a retry may help.
+    /// [`NetworkError::Exhausted`], or a step that failed: a retry may help. The address stays the pod's until
+    /// [`detach`](Self::detach).
     pub async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
         let ip = self.ipam.lock().allocate(pod_uid)?;
-        tracing::debug!(pod_uid, sandbox_pid, %ip, range = %self.config.pod_cidr, "attach");
-        Err(NetworkError::step("lay the veth pair", "not supported"))
+        let wire = Wire { node: &self.config.node, pod_uid, ip, mtu: self.config.mtu };
+        wire.lay(&self.host, sandbox_pid, &self.tasks).await?;
+        Ok(PodAddress { ip })
     }
 
     /// Takes a pod's interface and routes away and frees its address. A pod without is left as it is.
@@ -101,6 +148,7 @@ impl PodNetwork {
     /// # Errors
     /// A step that failed: try again.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        attach::remove(&self.host, &attach::interface_name(pod_uid)).await?;
         self.ipam.lock().release(pod_uid);
         Ok(())
     }
@@ -111,12 +159,42 @@ impl PodNetwork {
     /// # Errors
     /// When the kernel's interfaces cannot be listed.
     pub async fn restore(&self, existing: Vec<ExistingPod>) -> Result<Vec<ExistingPod>, NetworkError> {
-        let mut ipam = self.ipam.lock();
-        Ok(existing.into_iter().filter(|pod| !ipam.reserve(&pod.uid, pod.ip)).collect())
+        let mut lost = Vec::new();
+        for pod in existing {
+            let reserved = self.ipam.lock().reserve(&pod.uid, pod.ip);
+            let kept = match reserved {
+                true => self.attach(&pod.uid, pod.sandbox_pid).await.map_err(|error| error.to_string()),
+                false => Err(format!("{} is not free in {}", pod.ip, self.config.pod_cidr)),
+            };
+            if let Err(why) = kept {
+                tracing::warn!(pod = pod.uid, ip = %pod.ip, why, "cannot keep the network of a pod");
+                self.ipam.lock().release(&pod.uid);
+                lost.push(pod);
+            }
+        }
+        let known: HashSet<String> = self.ipam.lock().pods().map(|(uid, _)| uid.to_owned()).collect();
+        for (interface, pod_uid) in attach::list(&self.host, &self.config.node).await? {
+            if !known.contains(&pod_uid) {
+                tracing::info!(interface, pod = pod_uid, "removing the interface of a pod that is gone");
+                attach::remove(&self.host, &interface).await?;
+            }
+        }
+        Ok(lost)
     }
 
     /// The address of a pod, if it has one.
     pub fn address(&self, pod_uid: &str) -> Option<PodAddress> {
         self.ipam.lock().get(pod_uid).map(|ip| PodAddress { ip })
+    }
+
+    /// Takes everything away that this node left in the kernel: for uninstalling.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub async fn cleanup(&self) -> Result<(), NetworkError> {
+        for (interface, _) in attach::list(&self.host, &self.config.node).await? {
+            attach::remove(&self.host, &interface).await?;
+        }
+        self.firewall.remove().await
     }
 }

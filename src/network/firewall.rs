@@ -1,0 +1,216 @@
+//! The rules that pods need: pod traffic to the outside leaves with the node's address, and what Docker's FORWARD chain would
+//! drop is let through.
+//!
+//! Masquerading lives in a table of the node's own (nftables) or in a chain of its own (iptables, where there is no nft). The
+//! accepts must stand in `DOCKER-USER`: an accept in a table of one's own does not undo a drop in Docker's. Names carry a hash
+//! of the node's name, so several nodes share a machine. Everything here can be repeated.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::NetworkError;
+use super::attach::hex;
+
+/// A rule command that takes longer is stuck.
+const COMMAND: Duration = Duration::from_secs(20);
+/// Where the commands are, beside PATH.
+const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+/// How Docker lets others come before its own rules; without it (or without Docker's rules) the chain itself.
+const FORWARD_CHAINS: [&str; 2] = ["DOCKER-USER", "FORWARD"];
+
+/// The rules of one node.
+#[derive(Debug, Clone)]
+pub(super) struct Firewall {
+    /// `orch-` and a hash of the node's name.
+    name: String,
+    pod_cidr: Ipv4Net,
+    cluster_cidr: Ipv4Net,
+}
+
+impl Firewall {
+    pub(super) fn new(node: &str, pod_cidr: Ipv4Net, cluster_cidr: Ipv4Net) -> Self {
+        Self { name: format!("orch-{}", &hex(node)[..8]), pod_cidr: pod_cidr.trunc(), cluster_cidr: cluster_cidr.trunc() }
+    }
+
+    /// Sets what is missing: forwarding, masquerading, accepts.
+    ///
+    /// # Errors
+    /// The command that failed, with its words.
+    pub(super) async fn ensure(&self) -> Result<(), NetworkError> {
+        forward().await?;
+        match find("nft") {
+            Some(nft) => self.ensure_nft(&nft).await?,
+            None => self.ensure_chain().await?,
+        }
+        self.ensure_accepts().await
+    }
+
+    /// Takes all rules of the node away.
+    ///
+    /// # Errors
+    /// As [`ensure`](Self::ensure).
+    pub(super) async fn remove(&self) -> Result<(), NetworkError> {
+        if let Some(nft) = find("nft") {
+            run(&nft, &["-f", "-"], &self.nft_removal()).await?;
+        }
+        let Some(iptables) = find("iptables") else { return Ok(()) };
+        for chain in FORWARD_CHAINS {
+            for rule in self.accepts() {
+                // That the rule is not there is what was wanted.
+                while run(&iptables, &arguments("-D", chain, &rule), "").await.is_ok() {}
+            }
+        }
+        if find("nft").is_none() {
+            let jump = self.jump();
+            while run(&iptables, &nat(&arguments("-D", "POSTROUTING", &jump)), "").await.is_ok() {}
+            for action in ["-F", "-X"] {
+                if let Err(error) = run(&iptables, &nat(&[action, &self.name]), "").await {
+                    tracing::debug!(%error, "the chain was not there");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_nft(&self, nft: &Path) -> Result<(), NetworkError> {
+        if run(nft, &["-t", "list", "table", "ip", &self.name], "").await.is_ok_and(|table| table.contains("masquerade")) {
+            return Ok(());
+        }
+        run(nft, &["-f", "-"], &self.nft_script()).await.map(drop)
+    }
+
+    /// One transaction: the table is made anew.
+    fn nft_script(&self) -> String {
+        let Self { name, pod_cidr, cluster_cidr } = self;
+        let removal = self.nft_removal();
+        format!(
+            "{removal}table ip {name} {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
+             ip saddr {pod_cidr} ip daddr != {cluster_cidr} masquerade\n  }}\n}}\n"
+        )
+    }
+
+    /// Adding first makes that deleting cannot fail.
+    fn nft_removal(&self) -> String {
+        format!("add table ip {0}\ndelete table ip {0}\n", self.name)
+    }
+
+    async fn ensure_chain(&self) -> Result<(), NetworkError> {
+        let Some(iptables) = find("iptables") else {
+            return Err(NetworkError::step("masquerade pod traffic", "neither nft nor iptables is installed"));
+        };
+        let jump = self.jump();
+        if run(&iptables, &nat(&arguments("-C", "POSTROUTING", &jump)), "").await.is_ok() {
+            return Ok(());
+        }
+        let Some(restore) = find("iptables-restore") else {
+            return Err(NetworkError::step("masquerade pod traffic", "iptables-restore is not installed"));
+        };
+        let Self { name, pod_cidr, cluster_cidr } = self;
+        let rules = format!("*nat\n:{name} - [0:0]\n-A {name} -s {pod_cidr} ! -d {cluster_cidr} -j MASQUERADE\nCOMMIT\n");
+        run(&restore, &["--noflush", "--wait", "5"], &rules).await?;
+        run(&iptables, &nat(&arguments("-A", "POSTROUTING", &jump)), "").await.map(drop)
+    }
+
+    fn jump(&self) -> Vec<String> {
+        vec!["-j".to_owned(), self.name.clone()]
+    }
+
+    async fn ensure_accepts(&self) -> Result<(), NetworkError> {
+        let Some(iptables) = find("iptables") else { return Ok(()) };
+        let mut failure = None;
+        for chain in FORWARD_CHAINS {
+            // Docker makes its chain; where there is none, nothing but the policy stands between.
+            let rules = match run(&iptables, &["-w", "5", "-S", chain], "").await {
+                Ok(rules) => rules,
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            for rule in self.accepts() {
+                if !rules.contains(&rule.join(" ")) {
+                    run(&iptables, &arguments("-I", chain, &rule), "").await?;
+                }
+            }
+            return Ok(());
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Two rules, as `iptables -S` prints them: from the pods, to the pods.
+    fn accepts(&self) -> [Vec<String>; 2] {
+        ["-s", "-d"].map(|direction| {
+            let cidr = self.pod_cidr.to_string();
+            [direction, &cidr, "-m", "comment", "--comment", &self.name, "-j", "ACCEPT"].map(str::to_owned).to_vec()
+        })
+    }
+}
+
+/// `iptables -w 5 ACTION CHAIN RULE…`.
+fn arguments<'a>(action: &'a str, chain: &'a str, rule: &'a [String]) -> Vec<&'a str> {
+    ["-w", "5", action, chain].into_iter().chain(rule.iter().map(String::as_str)).collect()
+}
+
+fn nat<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    ["-t", "nat"].into_iter().chain(arguments.iter().copied()).collect()
+}
+
+/// Lets the kernel forward between interfaces.
+async fn forward() -> Result<(), NetworkError> {
+    const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+    // Writing resets other settings of the kernel, so it is done only where it changes something.
+    let on = tokio::fs::read_to_string(SWITCH).await.is_ok_and(|text| text.trim() == "1");
+    if on {
+        return Ok(());
+    }
+    tokio::fs::write(SWITCH, "1").await.map_err(|error| NetworkError::step("switch on IP forwarding", error))
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(SYSTEM_PATHS.map(PathBuf::from));
+    places.map(|place| place.join(program)).find(|file| file.is_file())
+}
+
+/// Runs a command and returns what it printed.
+async fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, NetworkError> {
+    let step = || format!("{} {}", program.file_name().unwrap_or_default().to_string_lossy(), arguments.join(" "));
+    let failed = |error: std::io::Error| NetworkError::step(step(), error);
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(failed)?;
+    let running = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(COMMAND, running).await;
+    let output = output.map_err(|_| NetworkError::step(step(), format!("took longer than {COMMAND:?}")))?.map_err(failed)?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(NetworkError::step(step(), if words.is_empty() { output.status.to_string() } else { words }));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_name_the_node_and_its_ranges() {
+        let firewall = Firewall::new("node-a", "10.42.3.7/24".parse().unwrap(), "10.42.0.0/16".parse().unwrap());
+        let other = Firewall::new("node-b", "10.42.3.7/24".parse().unwrap(), "10.42.0.0/16".parse().unwrap());
+        assert_ne!(firewall.name, other.name);
+        let script = firewall.nft_script();
+        assert!(script.contains("ip saddr 10.42.3.0/24 ip daddr != 10.42.0.0/16 masquerade"), "{script}");
+        let rule = firewall.accepts()[1].join(" ");
+        assert_eq!(rule, format!("-d 10.42.3.0/24 -m comment --comment {} -j ACCEPT", firewall.name));
+    }
+}
