@@ -75,6 +75,8 @@ pub struct Definition<K: 'static> {
     pub selectable_names: &'static [&'static str],
     /// Fills in defaults. `None`: objects are stored as they came.
     pub default: Option<fn(&mut K)>,
+    /// Whether defaulting needs metadata too.
+    pub defaults_metadata: bool,
     /// The status of a new object, where there is a status subresource. `None`: `{}`.
     pub initial_status: Option<fn() -> Value>,
     /// Clears or sets what a client may not set, after status was reset.
@@ -137,6 +139,7 @@ impl<K: Typed> Definition<K> {
             selectable: &[],
             selectable_names: &[],
             default: None,
+            defaults_metadata: false,
             initial_status: None,
             prepare_create: None,
             prepare_update: None,
@@ -280,7 +283,7 @@ impl<K: Typed> Kind for Definition<K> {
 
     fn default(&self, object: &mut Object) {
         if let Some(default) = self.default {
-            edit::<K>(object, false, default);
+            edit::<K>(object, self.defaults_metadata, default);
         }
     }
 

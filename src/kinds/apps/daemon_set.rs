@@ -1,12 +1,128 @@
 //! DaemonSet: one pod on every matching node.
 
-use k8s_openapi::api::apps::v1::DaemonSet;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus, DaemonSetUpdateStrategy};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
-use crate::api::kind::Subresource;
-use crate::kinds::typed::Definition;
+use super::workload;
+use crate::api::field::{FieldError, Path};
+use crate::api::kind::{Column, Subresource};
+use crate::kinds::check::{
+    Errors, at_most_100_percent, immutable, is_zero, maybe_not_negative, number_or_percent, one_of, str_of,
+};
+use crate::kinds::core::pod_spec::defaults::{self, text, value};
+use crate::kinds::print::{age, containers, labels, name, selector};
+use crate::kinds::typed::{Definition, empty};
 
 /// The kind.
 pub static DAEMON_SET: Definition<DaemonSet> = Definition {
     subresources: &[Subresource::Status],
+    columns: &[
+        Column::NAME,
+        Column::integer("Desired"),
+        Column::integer("Current"),
+        Column::integer("Ready"),
+        Column::integer("Up-to-date"),
+        Column::integer("Available"),
+        Column::text("Node Selector"),
+        Column::AGE,
+        Column::wide("Containers"),
+        Column::wide("Images"),
+        Column::wide("Selector"),
+    ],
+    row: Some(row),
+    default: Some(default),
+    initial_status: Some(empty::<DaemonSetStatus>),
+    validate: Some(validate),
+    validate_update: Some(validate_update),
+    warnings: Some(|set| workload::warnings(set.spec.as_ref().map(|spec| &spec.template))),
     ..Definition::namespaced("io.k8s.api.apps.v1.DaemonSet", "apps/daemonsets", "daemonset").short(&["ds"]).in_all()
 };
+
+fn default(set: &mut DaemonSet) {
+    let spec = set.spec.get_or_insert_default();
+    value(&mut spec.revision_history_limit, 10);
+    let strategy = spec.update_strategy.get_or_insert_default();
+    text(&mut strategy.type_, "RollingUpdate");
+    if str_of(&strategy.type_) == "RollingUpdate" {
+        let rolling = strategy.rolling_update.get_or_insert_default();
+        value(&mut rolling.max_unavailable, IntOrString::Int(1));
+        value(&mut rolling.max_surge, IntOrString::Int(0));
+    }
+    defaults::template(&mut spec.template);
+    set.status.get_or_insert_default();
+}
+
+fn validate(set: &DaemonSet) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let path = Path::new("spec");
+    let spec = set.spec.clone().unwrap_or_default();
+    workload::selected_template(&mut errors, &path, &spec.selector, &spec.template, "DaemonSet");
+    maybe_not_negative(&mut errors, &path.child("minReadySeconds"), spec.min_ready_seconds);
+    if let Some(strategy) = &spec.update_strategy {
+        update_strategy(&mut errors, &path.child("updateStrategy"), strategy);
+    }
+    maybe_not_negative(&mut errors, &path.child("revisionHistoryLimit"), spec.revision_history_limit);
+    errors
+}
+
+fn update_strategy(errors: &mut Errors, path: &Path, strategy: &DaemonSetUpdateStrategy) {
+    one_of(errors, &path.child("type"), str_of(&strategy.type_), &["OnDelete", "RollingUpdate"]);
+    if str_of(&strategy.type_) != "RollingUpdate" {
+        return;
+    }
+    let path = path.child("rollingUpdate");
+    let Some(rolling) = &strategy.rolling_update else {
+        errors.push(FieldError::required(path, ""));
+        return;
+    };
+    let zero = IntOrString::Int(0);
+    let unavailable = rolling.max_unavailable.as_ref().unwrap_or(&zero);
+    let surge = rolling.max_surge.as_ref().unwrap_or(&zero);
+    for (name, value) in [("maxUnavailable", unavailable), ("maxSurge", surge)] {
+        number_or_percent(errors, &path.child(name), value);
+        at_most_100_percent(errors, &path.child(name), value);
+    }
+    match (is_zero(unavailable), is_zero(surge)) {
+        (true, true) => {
+            let value = serde_json::to_value(unavailable).unwrap_or_default();
+            errors.push(FieldError::invalid(path.child("maxUnavailable"), value, "cannot be 0 when maxSurge is 0"));
+        }
+        (false, false) => {
+            let value = serde_json::to_value(surge).unwrap_or_default();
+            errors.push(FieldError::invalid(path.child("maxSurge"), value, "may not be set when maxUnavailable is non-zero"));
+        }
+        _ => {}
+    }
+}
+
+fn validate_update(new: &DaemonSet, old: &DaemonSet, subresource: Option<Subresource>) -> Vec<FieldError> {
+    if subresource == Some(Subresource::Status) {
+        return Vec::new();
+    }
+    let mut errors = validate(new);
+    if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
+        immutable(&mut errors, &Path::new("spec").child("selector"), &new.selector, &old.selector);
+    }
+    errors
+}
+
+fn row(set: &DaemonSet, now: Timestamp) -> Vec<Value> {
+    let spec = set.spec.clone().unwrap_or_default();
+    let status = set.status.clone().unwrap_or_default();
+    let [names, images] = containers(Some(&spec.template));
+    vec![
+        name(&set.metadata),
+        status.desired_number_scheduled.into(),
+        status.current_number_scheduled.into(),
+        status.number_ready.into(),
+        status.updated_number_scheduled.unwrap_or(0).into(),
+        status.number_available.unwrap_or(0).into(),
+        labels(spec.template.spec.as_ref().and_then(|spec| spec.node_selector.as_ref())).into(),
+        age(&set.metadata, now),
+        names,
+        images,
+        selector(Some(&spec.selector)).into(),
+    ]
+}
