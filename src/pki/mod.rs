@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -81,13 +82,13 @@ impl std::fmt::Debug for Identity {
 #[derive(Debug)]
 pub struct Pki {
     /// Signs the certificates of API servers and kubelets; clients trust it.
-    pub server_ca: Ca,
+    pub server_ca: Arc<Ca>,
     /// Signs the certificates of users and components; servers trust it.
-    pub client_ca: Ca,
+    pub client_ca: Arc<Ca>,
     /// Signs the certificate by which an extension API server knows us.
-    pub front_proxy_ca: Ca,
+    pub front_proxy_ca: Arc<Ca>,
     /// Signs service account tokens.
-    pub token_key: jwt::SigningKey,
+    pub token_key: Arc<jwt::SigningKey>,
 }
 
 const FILES: [&str; 7] = [
@@ -118,12 +119,12 @@ impl Pki {
         }
         let ca = |at: usize| {
             let whole = Ca::load(&texts[at], &texts[at + 1]);
-            whole.map_err(|source| PkiError::Content { path: folder.join(FILES[at]), source: Box::new(source) })
+            whole.map(Arc::new).map_err(|source| PkiError::Content { path: folder.join(FILES[at]), source: Box::new(source) })
         };
         let token_key = jwt::SigningKey::from_pem(&texts[6]);
         let token_key =
             token_key.map_err(|source| PkiError::Content { path: folder.join(FILES[6]), source: Box::new(source) })?;
-        Ok(Self { server_ca: ca(0)?, client_ca: ca(2)?, front_proxy_ca: ca(4)?, token_key })
+        Ok(Self { server_ca: ca(0)?, client_ca: ca(2)?, front_proxy_ca: ca(4)?, token_key: Arc::new(token_key) })
     }
 
     /// New roots, in memory only.
@@ -131,12 +132,12 @@ impl Pki {
     /// # Errors
     /// Only when a key cannot be made.
     pub fn generate(now: Timestamp) -> Result<Self, PkiError> {
-        let ca = |name: &str| Ca::generate(&format!("orch-{name}@{}", now.as_second()), now);
+        let ca = |name: &str| Ca::generate(&format!("orch-{name}@{}", now.as_second()), now).map(Arc::new);
         Ok(Self {
             server_ca: ca("server-ca")?,
             client_ca: ca("client-ca")?,
             front_proxy_ca: ca("front-proxy-ca")?,
-            token_key: jwt::SigningKey::generate()?,
+            token_key: Arc::new(jwt::SigningKey::generate()?),
         })
     }
 

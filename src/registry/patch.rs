@@ -50,8 +50,8 @@ pub(super) struct Patch {
 
 impl Patch {
     pub(super) fn parse(patch_type: PatchType, bytes: &[u8]) -> Result<Self, ApiError> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
         if patch_type != PatchType::Json && !value.is_object() {
             return Err(ApiError::bad_request(
                 "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
@@ -77,7 +77,9 @@ impl Patch {
 
 /// The type that a strategic merge goes by; kinds without one take the other forms only.
 fn patchable(kind: &dyn Kind) -> Result<&'static schema::Type, ApiError> {
-    kind.schema().and_then(schema::get).ok_or_else(|| ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"]))
+    kind.schema()
+        .and_then(schema::get)
+        .ok_or_else(|| ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"]))
 }
 
 /// Checks the patched object against its type: wrong types are refused, unknown fields dropped or refused.

@@ -228,9 +228,15 @@ async fn revisions_of_lists() {
     let bed = Bed::new().await;
     let first = bed.config_map("a", json!({})).await;
     bed.config_map("b", json!({})).await;
-    for (version, wanted, found) in
-        [("", "", Ok(2)), ("0", "", Ok(2)), ("first", "Exact", Ok(1)), ("first", "NotOlderThan", Ok(2)), ("999", "", Err(504)), ("x", "", Err(400)), ("", "Exact", Err(422))]
-    {
+    for (version, wanted, found) in [
+        ("", "", Ok(2)),
+        ("0", "", Ok(2)),
+        ("first", "Exact", Ok(1)),
+        ("first", "NotOlderThan", Ok(2)),
+        ("999", "", Err(504)),
+        ("x", "", Err(400)),
+        ("", "Exact", Err(422)),
+    ] {
         let version = version.replace("first", first.resource_version());
         let options =
             ListOptions { resource_version: version, resource_version_match: wanted.to_owned(), ..ListOptions::default() };
@@ -285,7 +291,10 @@ async fn a_watch_sees_objects_enter_and_leave_its_selection() {
                 WatchEvent::Deleted(entry) => {
                     let object = bed.registry.decode(&*bed.kind("configmaps"), &entry).unwrap();
                     if seen.len() == 1 {
-                        assert_eq!((object.resource_version(), object.str_at(&["metadata", "labels", "app"])), (&*left, Some("web")));
+                        assert_eq!(
+                            (object.resource_version(), object.str_at(&["metadata", "labels", "app"])),
+                            (&*left, Some("web"))
+                        );
                     }
                     "DELETED"
                 }
@@ -303,7 +312,8 @@ async fn a_pod_is_bound_once() {
     bed.create("pods", "default", json!({"metadata": {"name": "a"}, "spec": spec})).await.unwrap();
     let mut request = bed.request("pods", "default", "a");
     request.subresource = Some(Subresource::Binding);
-    let binding: Object = serde_json::from_value(json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}})).unwrap();
+    let binding: Object =
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}})).unwrap();
     bed.registry.bind(&request, &binding).await.unwrap();
     let pod = bed.registry.get_object(&*request.kind, "default", "a").unwrap();
     assert_eq!(pod.str_at(&["spec", "nodeName"]), Some("n1"));
@@ -335,6 +345,7 @@ async fn services_get_addresses_and_ports_that_nobody_else_has() {
     bed.registry.delete(&bed.request("services", "default", "one"), &DeleteOptions::default()).await.unwrap();
     let three = bed.create("services", "default", service("three", json!({"clusterIP": address, "ports": ports}))).await.unwrap();
     assert_eq!(three.str_at(&["spec", "clusterIP"]), Some(&*address));
-    let headless = bed.create("services", "default", service("four", json!({"clusterIP": "None", "ports": ports}))).await.unwrap();
+    let headless =
+        bed.create("services", "default", service("four", json!({"clusterIP": "None", "ports": ports}))).await.unwrap();
     assert_eq!(headless.str_at(&["spec", "clusterIP"]), Some("None"));
 }
