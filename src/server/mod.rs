@@ -2,6 +2,8 @@
 //! handlers behind them (`handlers/`).
 
 pub mod discovery;
+pub mod handlers;
+pub mod negotiate;
 
 use std::sync::Arc;
 

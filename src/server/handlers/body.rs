@@ -8,7 +8,7 @@ use super::super::RequestInfo;
 use super::super::negotiate::{self, Media};
 use crate::api::prune::{self, FieldValidation};
 use crate::api::{ApiError, Kind, Object, schema, yaml};
-use crate::http::HttpRequest;
+use crate::http::Body;
 use crate::rt::limits;
 
 /// An object as a client sent it.
@@ -22,8 +22,8 @@ pub struct Decoded {
 ///
 /// # Errors
 /// 413 when it is too large, 400 when the connection breaks.
-pub async fn read(request: HttpRequest) -> Result<Bytes, ApiError> {
-    match Limited::new(request.into_body(), limits::REQUEST_BODY_BYTES).collect().await {
+pub async fn read(stream: Body) -> Result<Bytes, ApiError> {
+    match Limited::new(stream, limits::REQUEST_BODY_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(ApiError::too_large(format!("Request entity too large: limit is {}", limits::REQUEST_BODY_BYTES)))
