@@ -1,35 +1,36 @@
-//! The HTTP API server: what a request wants (`request_info`), the filters that every request passes (`filters/`), and the
-//! handlers behind them (`handlers/`).
+//! The HTTP API server: what a request wants ([`request_info`]), the filters that every request passes ([`filters`]), and the
+//! handlers behind them ([`handlers`]).
+//!
+//! Filters run in upstream's order: panic, audit id and metrics, request info, time-out, authentication, impersonation, in-flight
+//! limits, authorization; then dispatch.
 
-pub mod discovery;
-pub mod handlers;
-pub mod negotiate;
-
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::auth::UserInfo;
+use ::http::Extensions;
+use async_trait::async_trait;
+use ipnet::IpNet;
 
-/// What a request wants, read from method, path and query as upstream's `RequestInfoFactory` does.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RequestInfo {
-    /// Whether the path names an API resource.
-    pub is_resource: bool,
-    /// The path of the URL, without query.
-    pub path: String,
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, `proxy`; lower-case method otherwise.
-    pub verb: String,
-    /// "" for the core group.
-    pub group: String,
-    pub version: String,
-    /// "" where the request names none.
-    pub namespace: String,
-    /// Plural.
-    pub resource: String,
-    pub subresource: String,
-    pub name: String,
-    /// What follows the subresource (`…/proxy/a/b`), without the leading slash.
-    pub rest: String,
-}
+use crate::auth::{Authenticator, AuthnConfig, Authorizer, CertificateUser, UserInfo, authn::StaticToken, tokens::TokenIssuer};
+use crate::http::tls::ClientTls;
+use crate::http::{Handler, HttpRequest, HttpResponse, PeerCertificates};
+use crate::pki::Ca;
+use crate::pki::jwt::SigningKey;
+use crate::registry::Registry;
+use crate::rt::TaskGroup;
+use crate::rt::clock::SharedClock;
+
+pub mod bootstrap;
+pub mod discovery;
+pub mod filters;
+pub mod handlers;
+pub mod health;
+pub mod node;
+pub mod nonresource;
+pub mod request_info;
+pub mod respond;
+
+pub use request_info::RequestInfo;
 
 /// What every handler gets beside the request itself.
 #[derive(Debug, Clone)]
@@ -51,3 +52,128 @@ impl RequestContext {
         self.query(name).is_some_and(|value| matches!(value, "" | "1" | "true" | "True" | "TRUE" | "t" | "T"))
     }
 }
+
+/// Settings of a server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Domain of the cluster's DNS: `cluster.local`.
+    pub cluster_domain: String,
+    pub cluster_cidr: IpNet,
+    pub service_cidr: IpNet,
+    /// Where other machines reach this server.
+    pub advertise: SocketAddr,
+    /// Whether a request without credentials is `system:anonymous`; otherwise it is refused.
+    pub anonymous: bool,
+}
+
+impl ServerConfig {
+    /// The address of the Service `kubernetes`: the first of the service range.
+    pub fn kubernetes_service_ip(&self) -> IpAddr {
+        nth_address(&self.service_cidr, 1)
+    }
+}
+
+/// The `n`th address of a range, the network's own being the 0th.
+pub fn nth_address(range: &IpNet, n: u32) -> IpAddr {
+    match range {
+        IpNet::V4(range) => u32::from(range.network()).wrapping_add(n).to_be_bytes().into(),
+        IpNet::V6(range) => u128::from(range.network()).wrapping_add(u128::from(n)).to_be_bytes().into(),
+    }
+}
+
+/// What a server is made of; `cmd` puts it together.
+pub struct ServerParts {
+    pub registry: Arc<Registry>,
+    pub authorizer: Arc<Authorizer>,
+    pub config: ServerConfig,
+    /// Tokens that are known from the start.
+    pub static_tokens: Vec<StaticToken>,
+    /// Signs service account tokens.
+    pub token_key: Arc<SigningKey>,
+    /// Signs certificates of users and nodes on request.
+    pub client_ca: Arc<Ca>,
+    /// The CA of the API's own certificate, which service accounts are given to trust.
+    pub server_ca: Arc<Ca>,
+    /// How kubelets are believed and shown who calls.
+    pub node_tls: ClientTls,
+    pub tasks: TaskGroup,
+}
+
+/// The API server. One a process.
+pub struct Server {
+    pub registry: Arc<Registry>,
+    pub authenticator: Authenticator,
+    pub authorizer: Arc<Authorizer>,
+    pub tokens: Arc<TokenIssuer>,
+    pub config: ServerConfig,
+    pub client_ca: Arc<Ca>,
+    pub server_ca: Arc<Ca>,
+    /// Connections to kubelets.
+    pub nodes: node::Nodes,
+    pub health: health::Health,
+    pub clock: SharedClock,
+    /// Watches and tunnels end with its token.
+    pub tasks: TaskGroup,
+    inflight: filters::inflight::Inflight,
+}
+
+impl Server {
+    /// Puts a server together. It serves what [`handle`](Self::handle) is given; listeners are the caller's.
+    pub fn new(parts: ServerParts) -> Arc<Self> {
+        let ServerParts { registry, authorizer, config, static_tokens, token_key, client_ca, server_ca, node_tls, tasks } = parts;
+        let clock = Arc::clone(registry.clock());
+        let tokens = Arc::new(TokenIssuer::new(token_key, &config.cluster_domain, Arc::clone(&clock)));
+        let authn = AuthnConfig {
+            store: Arc::clone(registry.store()),
+            tokens: Arc::clone(&tokens),
+            static_tokens,
+            anonymous: config.anonymous,
+            clock: Arc::clone(&clock),
+        };
+        let health = health::Health::default();
+        health.add("ping", health::Probe::Live, Arc::new(|| Ok(())));
+        let token = tasks.token();
+        let running = move || if token.is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
+        health.add("shutdown", health::Probe::Ready, Arc::new(running));
+        Arc::new(Self {
+            authenticator: Authenticator::new(authn),
+            nodes: node::Nodes::new(node_tls, tasks.clone()),
+            inflight: filters::inflight::Inflight::default(),
+            registry,
+            authorizer,
+            tokens,
+            config,
+            client_ca,
+            server_ca,
+            health,
+            clock,
+            tasks,
+        })
+    }
+
+    /// Answers a request, of a connection or of the loopback: there is no other way in.
+    pub async fn handle(self: &Arc<Self>, request: HttpRequest) -> HttpResponse {
+        filters::run(self, request).await
+    }
+}
+
+#[async_trait]
+impl Handler for Server {
+    async fn handle(self: Arc<Self>, request: HttpRequest) -> HttpResponse {
+        Self::handle(&self, request).await
+    }
+
+    /// Works out once what user the connection's certificate names.
+    fn connected(&self, connection: &mut Extensions) {
+        let Some(peer) = connection.get::<PeerCertificates>().filter(|peer| peer.verified) else { return };
+        let Some(leaf) = peer.chain.first() else { return };
+        match CertificateUser::of(leaf) {
+            Ok(Some(user)) => drop(connection.insert(user)),
+            Ok(None) => tracing::debug!("a client certificate without a common name"),
+            Err(error) => tracing::debug!(%error, "a client certificate that does not parse"),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,80 @@
+//! A server over a store in memory, asked as a client would.
+
+use std::sync::Arc;
+
+use ::http::{Method, Request};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::http::tls::Trust;
+use crate::kinds::Kinds;
+use crate::pki::Pki;
+use crate::registry::AdmitAll;
+use crate::rt::SystemClock;
+use crate::store::memory::MemoryStore;
+
+/// A whole server with nothing in it.
+pub(crate) fn server() -> Arc<Server> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let store = MemoryStore::new(Arc::clone(&clock));
+    let registry = Registry::new(store.clone(), Arc::new(Kinds::builtin()), Arc::new(AdmitAll), Arc::clone(&clock));
+    let pki = Pki::generate(clock.now()).unwrap();
+    let node_tls = ClientTls::new(&Trust::Roots(pki.server_ca.certificate_pem().to_owned()), None).unwrap();
+    Server::new(ServerParts {
+        registry,
+        authorizer: Arc::new(Authorizer::new(store)),
+        config: ServerConfig {
+            cluster_domain: "cluster.local".to_owned(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            advertise: "192.0.2.1:6443".parse().unwrap(),
+            anonymous: true,
+        },
+        static_tokens: vec![StaticToken { token: "root".to_owned(), user: UserInfo::new("root", &["system:masters"]) }],
+        token_key: Arc::new(pki.token_key),
+        client_ca: Arc::new(pki.client_ca),
+        server_ca: Arc::new(pki.server_ca),
+        node_tls,
+        tasks: TaskGroup::new(),
+    })
+}
+
+/// Sends a request with a token ("" for none) and reads the answer.
+pub(crate) async fn call(server: &Arc<Server>, token: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+    if !token.is_empty() {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(crate::http::full(body.map(|body| body.to_string()).unwrap_or_default())).unwrap();
+    let response = server.handle(request).await;
+    assert!(response.headers().contains_key("audit-id"));
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+    (status, value)
+}
+
+#[test]
+fn addresses_of_a_range() {
+    let range = |text: &str| text.parse::<IpNet>().unwrap();
+    assert_eq!(nth_address(&range("10.43.0.0/16"), 1).to_string(), "10.43.0.1");
+    assert_eq!(nth_address(&range("10.43.0.0/16"), 10).to_string(), "10.43.0.10");
+    assert_eq!(nth_address(&range("fd00::/112"), 1).to_string(), "fd00::1");
+}
+
+#[tokio::test]
+async fn masters_reach_everything_and_anonymous_nothing_that_is_not_public() {
+    let server = server();
+    assert_eq!(call(&server, "wrong", Method::GET, "/version", None).await.0, 401);
+    let (status, version) = call(&server, "root", Method::GET, "/version", None).await;
+    assert_eq!((status, &version["major"], &version["minor"]), (200, &json!("1"), &json!("36")));
+    let (status, refused) = call(&server, "", Method::GET, "/api/v1/namespaces/default/pods", None).await;
+    assert_eq!((status, &refused["reason"]), (403, &json!("Forbidden")));
+    let message = r#"pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" in the namespace "default""#;
+    assert_eq!(refused["message"], message);
+    assert_eq!(call(&server, "root", Method::GET, "/nothing", None).await.0, 404);
+    assert_eq!(call(&server, "root", Method::POST, "/version", None).await.0, 405);
+    assert_eq!(call(&server, "root", Method::GET, "/readyz", None).await, (200, json!("ok")));
+    assert_eq!(call(&server, "root", Method::GET, "/openid/v1/jwks", None).await.1["keys"][0]["kty"], "EC");
+}
