@@ -25,6 +25,7 @@ pub mod discovery;
 pub mod filters;
 pub mod handlers;
 pub mod health;
+pub mod negotiate;
 pub mod node;
 pub mod nonresource;
 pub mod request_info;

@@ -19,16 +19,8 @@ const KUBELET_PORT: u16 = 10_250;
 /// Kinds of addresses in the order in which they are tried, as upstream's `--kubelet-preferred-address-types`.
 const ADDRESS_TYPES: [&str; 3] = ["InternalIP", "ExternalIP", "Hostname"];
 /// Headers of one hop, which are not passed on.
-const HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+const HOP: [&str; 8] =
+    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// Connections to kubelets, kept and shared.
 pub struct Nodes {
@@ -104,7 +96,8 @@ fn endpoint(server: &Server, node_name: &str) -> Result<Endpoint, ApiError> {
     let status = node.status.unwrap_or_default();
     let addresses = status.addresses.unwrap_or_default();
     let address = ADDRESS_TYPES.iter().find_map(|wanted| addresses.iter().find(|address| address.type_ == *wanted));
-    let address = address.ok_or_else(|| ApiError::unavailable(format!("no preferred addresses found; known addresses: []: node {node_name:?}")))?;
+    let address = address
+        .ok_or_else(|| ApiError::unavailable(format!("no preferred addresses found; known addresses: []: node {node_name:?}")))?;
     let port = status.daemon_endpoints.and_then(|endpoints| endpoints.kubelet_endpoint).map(|kubelet| kubelet.port);
     let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0).unwrap_or(KUBELET_PORT);
     Ok(Endpoint { tls: true, host: address.address.clone(), port })

@@ -46,11 +46,9 @@ pub(super) fn serve(server: &Server, context: &RequestContext, request: &HttpReq
             metrics::render().map_err(ApiError::internal)?,
         )),
         "/.well-known/openid-configuration" => Some(respond::json(StatusCode::OK, &server.tokens.openid_configuration())),
-        "/openid/v1/jwks" => Some(respond::plain(
-            StatusCode::OK,
-            "application/jwk-set+json",
-            server.tokens.key_set().to_string(),
-        )),
+        "/openid/v1/jwks" => {
+            Some(respond::plain(StatusCode::OK, "application/jwk-set+json", server.tokens.key_set().to_string()))
+        }
         _ if is_below(path, &["/healthz", "/livez", "/readyz"]) => server.health.answer(path, &context.query),
         _ if is_below(path, &["/api", "/apis"]) => {
             discovery::serve(server.registry.kinds(), &server.config.advertise.to_string(), request)

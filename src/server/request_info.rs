@@ -69,8 +69,7 @@ impl<'a> Segments<'a> {
 impl RequestInfo {
     /// Reads method, path and decoded query.
     pub fn parse(method: &Method, path: &str, query: &[(String, String)]) -> Self {
-        let mut info =
-            Self { path: percent_decode(path, false), verb: method.as_str().to_ascii_lowercase(), ..Self::default() };
+        let mut info = Self { path: percent_decode(path, false), verb: method.as_str().to_ascii_lowercase(), ..Self::default() };
         let mut segments = Segments::of(path);
         let core = match segments.peek(0) {
             Some("api") => true,
@@ -234,17 +233,34 @@ mod tests {
             ("PUT", "/api/v1/namespaces/ns/finalize", ["update", "", "v1", "ns", "namespaces", "finalize", "ns", ""]),
             ("PUT", "/api/v1/namespaces/ns/status", ["update", "", "v1", "ns", "namespaces", "status", "ns", ""]),
             ("POST", "/apis/apps/v1/namespaces/ns/deployments", ["create", "apps", "v1", "ns", "deployments", "", "", ""]),
-            ("PATCH", "/apis/apps/v1/namespaces/ns/deployments/a/scale", ["patch", "apps", "v1", "ns", "deployments", "scale", "a", ""]),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/ns/deployments/a/scale",
+                ["patch", "apps", "v1", "ns", "deployments", "scale", "a", ""],
+            ),
             ("DELETE", "/api/v1/namespaces/ns/pods", ["deletecollection", "", "v1", "ns", "pods", "", "", ""]),
             ("DELETE", "/api/v1/namespaces/ns/pods/a", ["delete", "", "v1", "ns", "pods", "", "a", ""]),
             ("GET", "/api/v1/namespaces/ns/pods?fieldSelector=metadata.name%3Da", ["list", "", "v1", "ns", "pods", "", "a", ""]),
             ("GET", "/api/v1/pods?watch=1&fieldSelector=metadata.name==a,x=y", ["watch", "", "v1", "", "pods", "", "a", ""]),
             ("GET", "/api/v1/pods?fieldSelector=metadata.name!%3Da", ["list", "", "v1", "", "pods", "", "", ""]),
-            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", ["get", "rbac.authorization.k8s.io", "v1", "", "clusterroles", "", "system:node", ""]),
+            (
+                "GET",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                ["get", "rbac.authorization.k8s.io", "v1", "", "clusterroles", "", "system:node", ""],
+            ),
         ];
         for (method, url, [verb, group, version, namespace, resource, subresource, name, rest]) in table {
             let info = parse(method, url);
-            let found = [&info.verb, &info.group, &info.version, &info.namespace, &info.resource, &info.subresource, &info.name, &info.rest];
+            let found = [
+                &info.verb,
+                &info.group,
+                &info.version,
+                &info.namespace,
+                &info.resource,
+                &info.subresource,
+                &info.name,
+                &info.rest,
+            ];
             assert_eq!(found, [verb, group, version, namespace, resource, subresource, name, rest], "{method} {url}");
             assert!(info.is_resource, "{url}");
         }

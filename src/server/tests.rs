@@ -71,7 +71,8 @@ async fn masters_reach_everything_and_anonymous_nothing_that_is_not_public() {
     assert_eq!((status, &version["major"], &version["minor"]), (200, &json!("1"), &json!("36")));
     let (status, refused) = call(&server, "", Method::GET, "/api/v1/namespaces/default/pods", None).await;
     assert_eq!((status, &refused["reason"]), (403, &json!("Forbidden")));
-    let message = r#"pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" in the namespace "default""#;
+    let message =
+        r#"pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" in the namespace "default""#;
     assert_eq!(refused["message"], message);
     assert_eq!(call(&server, "root", Method::GET, "/nothing", None).await.0, 404);
     assert_eq!(call(&server, "root", Method::POST, "/version", None).await.0, 405);

@@ -15,7 +15,6 @@ use crate::rt::{clock, limits, random};
 
 mod authn;
 mod authz;
-mod body;
 mod impersonation;
 pub(super) mod inflight;
 mod metrics;
@@ -86,9 +85,6 @@ async fn filtered(
     tracing::Span::current().record("user", &user.name);
     let slot = server.inflight.enter(&info, &user)?;
     authz::authorize(server, &user, &info)?;
-    if !info.is_long_running() {
-        request = body::limited(request)?;
-    }
     let context = RequestContext { info, user, query };
     let response = if context.info.is_resource {
         handlers::dispatch(server, context, request).await?

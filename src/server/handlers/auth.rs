@@ -8,8 +8,8 @@ use k8s_openapi::api::authentication::v1::{
     UserInfo as ReviewedUser,
 };
 use k8s_openapi::api::authorization::v1::{
-    LocalSubjectAccessReview, NonResourceAttributes, NonResourceRule, ResourceAttributes, ResourceRule,
-    SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewStatus, SubjectRulesReviewStatus,
+    LocalSubjectAccessReview, NonResourceAttributes, NonResourceRule, ResourceAttributes, ResourceRule, SelfSubjectAccessReview,
+    SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewStatus, SubjectRulesReviewStatus,
 };
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -50,7 +50,7 @@ pub async fn create_virtual(
 
 fn token_review(server: &Server, object: &Object) -> Result<Object, ApiError> {
     let mut review: TokenReview = object.typed()?;
-    let token = review.spec.token.as_deref().unwrap_or("");
+    let token = review.spec.token.as_str();
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
@@ -213,23 +213,27 @@ fn token_request(server: &Server, context: &RequestContext, object: &Object) -> 
     let (namespace, name) = (context.info.namespace.as_str(), context.info.name.as_str());
     let mut request: TokenRequest = object.typed()?;
     let account: ServiceAccount = read(server, &core::service_account::SERVICE_ACCOUNT, namespace, name)?;
-    let seconds = request.spec.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
+    let mut spec = request.spec.unwrap_or_default();
+    let seconds = spec.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
     check_seconds(name, seconds)?;
     let mut binding = Binding {
         namespace: namespace.to_owned(),
         serviceaccount: Reference { name: name.to_owned(), uid: account.metadata.uid.unwrap_or_default() },
         ..Binding::default()
     };
-    if let Some(to) = &request.spec.bound_object_ref {
+    if let Some(to) = &spec.bound_object_ref {
         let to_name = to.name.as_deref().unwrap_or("");
         let bound = bind(server, context, &mut binding, to.kind.as_deref().unwrap_or(""), to_name)?;
         if to.uid.as_ref().is_some_and(|uid| !uid.is_empty() && *uid != bound) {
-            let why = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", to.uid.as_deref().unwrap_or(""));
+            let why = format!(
+                "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+                to.uid.as_deref().unwrap_or("")
+            );
             let plural = format!("{}s", to.kind.as_deref().unwrap_or("").to_lowercase());
             return Err(ApiError::conflict(&GroupResource { group: "", resource: &plural }, to_name, why));
         }
     }
-    let audiences = request.spec.audiences.clone().unwrap_or_default();
+    let audiences = spec.audiences.clone().unwrap_or_default();
     let mut life = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     let for_api = audiences.is_empty() || audiences.iter().all(|audience| server.tokens.api_audiences().contains(audience));
     if life == WARN_AFTER && binding.pod.is_some() && for_api {
@@ -238,15 +242,16 @@ fn token_request(server: &Server, context: &RequestContext, object: &Object) -> 
     }
     let (token, expires) = server.tokens.issue(binding, &audiences, life).map_err(ApiError::internal)?;
     if audiences.is_empty() {
-        request.spec.audiences = Some(vec![server.tokens.issuer().to_owned()]);
+        spec.audiences = Some(vec![server.tokens.issuer().to_owned()]);
     }
     // The client is told the life that it asked for, so that it renews in time.
     let told = if life == EXTENDED { server.clock.now().saturating_add(WARN_AFTER).unwrap_or(expires) } else { expires };
-    request.spec.expiration_seconds = Some(seconds);
+    spec.expiration_seconds = Some(seconds);
+    request.spec = Some(spec);
     request.metadata.name = Some(name.to_owned());
     request.metadata.namespace = Some(namespace.to_owned());
     request.metadata.creation_timestamp = Some(Time(server.clock.now()));
-    request.status = Some(TokenRequestStatus { token, expiration_timestamp: Time(told) });
+    request.status = Some(TokenRequestStatus { token: Some(token), expiration_timestamp: Some(Time(told)) });
     Object::from_typed(&request)
 }
 
