@@ -32,9 +32,9 @@ pub(crate) fn server() -> Arc<Server> {
             anonymous: true,
         },
         static_tokens: vec![StaticToken { token: "root".to_owned(), user: UserInfo::new("root", &["system:masters"]) }],
-        token_key: Arc::new(pki.token_key),
-        client_ca: Arc::new(pki.client_ca),
-        server_ca: Arc::new(pki.server_ca),
+        token_key: pki.token_key,
+        client_ca: pki.client_ca,
+        server_ca: pki.server_ca,
         node_tls,
         tasks: TaskGroup::new(),
     })
