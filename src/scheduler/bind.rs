@@ -1,0 +1,130 @@
+//! What the scheduler writes: bindings, the condition PodScheduled, events. Many at one time, never waiting in the main loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::de::IgnoredAny;
+use serde_json::json;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::pod_info::PodInfo;
+use crate::client::recorder::{EventType, Recorder, reference};
+use crate::client::{Client, ClientError, PatchKind};
+use crate::rt::TaskGroup;
+use crate::rt::clock::SharedClock;
+
+/// Bindings that are on their way at one time.
+const PARALLEL: usize = 256;
+const CALL: Duration = Duration::from_secs(60);
+
+/// A binding that did not happen.
+pub struct Failed {
+    pub pod: Arc<PodInfo>,
+    pub attempts: u32,
+    /// The pod is gone: there is nothing more to do.
+    pub is_settled: bool,
+}
+
+/// Writes bindings and verdicts.
+#[derive(Clone)]
+pub struct Binder {
+    tasks: TaskGroup,
+    client: Client,
+    recorder: Recorder,
+    clock: SharedClock,
+    slots: Arc<Semaphore>,
+    failed: mpsc::UnboundedSender<Failed>,
+}
+
+impl Binder {
+    /// A binder, and where it tells of bindings that failed. At most one message a pod that is being bound waits there.
+    pub fn new(tasks: &TaskGroup, client: Client, clock: SharedClock) -> (Self, mpsc::UnboundedReceiver<Failed>) {
+        let recorder = Recorder::new(tasks, &client, "default-scheduler", "", &clock);
+        let (failed, results) = mpsc::unbounded_channel();
+        let slots = Arc::new(Semaphore::new(PARALLEL));
+        (Self { tasks: tasks.clone(), client, recorder, clock, slots, failed }, results)
+    }
+
+    /// Waits until one more binding may start. Cancel safe.
+    pub async fn ready(&self) {
+        // The semaphore is never closed.
+        if self.slots.acquire().await.is_err() {
+            tracing::debug!("the binder is closed");
+        }
+    }
+
+    /// Binds a pod to a node, in a task of its own.
+    pub fn bind(&self, pod: Arc<PodInfo>, node: String, attempts: u32) {
+        let binder = self.clone();
+        self.tasks.spawn(async move {
+            let Ok(_slot) = binder.slots.acquire().await else { return };
+            let outcome = tokio::time::timeout(CALL, binder.post(&pod, &node)).await;
+            let message = match outcome {
+                Ok(Ok(())) => {
+                    let message = format!("Successfully assigned {}/{} to {node}", pod.namespace(), pod.name());
+                    binder.recorder.event(&reference(&*pod.pod), EventType::Normal, "Scheduled", message);
+                    return;
+                }
+                Ok(Err(error)) if error.is_not_found() => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("the binding took too long".to_owned()),
+            };
+            if let Some(message) = &message {
+                tracing::warn!(pod = pod.name(), namespace = pod.namespace(), node, error = message, "binding failed");
+                let message = format!("binding rejected: {message}");
+                binder.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message);
+            }
+            // The receiver is gone only when the scheduler ends.
+            if binder.failed.send(Failed { pod, attempts, is_settled: message.is_none() }).is_err() {
+                tracing::debug!("the scheduler has ended");
+            }
+        });
+    }
+
+    async fn post(&self, pod: &PodInfo, node: &str) -> Result<(), ClientError> {
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: pod.pod.metadata.name.clone(),
+                namespace: pod.pod.metadata.namespace.clone(),
+                uid: pod.pod.metadata.uid.clone(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Node".to_owned()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
+        };
+        let path = format!("/api/v1/namespaces/{}/pods/{}/binding", pod.namespace(), pod.name());
+        self.client.post::<_, IgnoredAny>(&path, &binding).await.map(drop)
+    }
+
+    /// Says in an Event and in the pod's status why it waits.
+    pub fn report_unschedulable(&self, pod: &Arc<PodInfo>, message: String) {
+        self.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
+        let conditions = pod.pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+        let before = conditions.into_iter().find(|condition| condition.type_ == "PodScheduled");
+        let is_told = before.is_some_and(|before| before.status == "False" && before.message.as_ref() == Some(&message));
+        if is_told {
+            return;
+        }
+        let kept = before.filter(|before| before.status == "False").and_then(|before| before.last_transition_time.clone());
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastProbeTime": null, "lastTransitionTime": kept.unwrap_or(Time(self.clock.now())),
+        });
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
+        let (binder, pod) = (self.clone(), Arc::clone(pod));
+        self.tasks.spawn(async move {
+            let call = binder.client.patch::<Pod>(pod.namespace(), pod.name(), Some("status"), PatchKind::Strategic, &patch);
+            match tokio::time::timeout(CALL, call).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!(pod = pod.name(), %error, "the condition PodScheduled was not written"),
+                Err(_) => tracing::warn!(pod = pod.name(), "writing the condition PodScheduled took too long"),
+            }
+        });
+    }
+}
