@@ -187,6 +187,28 @@ mod tests {
         }
     }
 
+    /// What kubectl 1.33 and 1.37 send for `kubectl create NAME`, beside what `--dry-run=client -o json` prints.
+    #[test]
+    fn bodies_of_kubectl() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/api/protobuf");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "bin") {
+                continue;
+            }
+            let mut expected: Value = serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
+            let of = schema::for_gvk(expected["apiVersion"].as_str().unwrap(), expected["kind"].as_str().unwrap()).unwrap();
+            assert_eq!(crate::api::prune::check(&mut expected, of), Vec::<String>::new());
+            let body = std::fs::read(&path).unwrap();
+            let decoded = decode(&body, None).unwrap();
+            assert_eq!(Value::Object(decoded.clone()), expected, "{}", path.display());
+            assert_eq!(decode(&encode(&decoded).unwrap(), None).unwrap(), decoded);
+            count += 1;
+        }
+        assert_eq!(count, 12);
+    }
+
     #[test]
     fn refuses_what_is_no_object() {
         for (bytes, error) in [
