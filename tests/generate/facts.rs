@@ -129,6 +129,16 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("ServicePort.protocol", "TCP"),
 ];
 
+/// Required fields that k8s-openapi has as optional.
+const REQUIRED: &[&str] = &[
+    "PodDisruptionBudgetStatus.currentHealthy",
+    "PodDisruptionBudgetStatus.desiredHealthy",
+    "PodDisruptionBudgetStatus.disruptionsAllowed",
+    "PodDisruptionBudgetStatus.expectedPods",
+    "TokenRequestStatus.expirationTimestamp",
+    "TokenRequestStatus.token",
+];
+
 /// Optional strings that are pointers in Go: an empty one is not an absent one.
 const POINTER_STRINGS: &[&str] = &[
     "EndpointPort.appProtocol",
@@ -208,6 +218,7 @@ pub fn apply(types: &mut Types) {
         found.atomic = ATOMIC_STRUCTS.contains(&short);
         for (field_name, field) in &mut found.fields {
             let path = format!("{short}.{field_name}");
+            field.required |= REQUIRED.contains(&path.as_str());
             lists(types, &path, field);
             zeroes(&path, short, field);
             field.default = find(DEFAULTS, &path).unwrap_or("").to_owned();
