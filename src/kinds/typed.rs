@@ -75,10 +75,14 @@ pub struct Definition<K: 'static> {
     pub selectable_names: &'static [&'static str],
     /// Fills in defaults. `None`: objects are stored as they came.
     pub default: Option<fn(&mut K)>,
+    /// Fills in defaults without decoding: for kinds that have next to none. Runs before `default`.
+    pub default_object: Option<fn(&mut Object)>,
     /// Whether defaulting needs metadata too.
     pub defaults_metadata: bool,
     /// The status of a new object, where there is a status subresource. `None`: `{}`.
     pub initial_status: Option<fn() -> Value>,
+    /// Whether a client may create an object with a status: nodes.
+    pub keeps_status: bool,
     /// Clears or sets what a client may not set, after status was reset.
     pub prepare_create: Option<fn(&mut K)>,
     /// Carries over what an update may not change.
@@ -139,7 +143,9 @@ impl<K: Typed> Definition<K> {
             selectable: &[],
             selectable_names: &[],
             default: None,
+            default_object: None,
             defaults_metadata: false,
+            keeps_status: false,
             initial_status: None,
             prepare_create: None,
             prepare_update: None,
@@ -282,13 +288,16 @@ impl<K: Typed> Kind for Definition<K> {
     }
 
     fn default(&self, object: &mut Object) {
+        if let Some(default) = self.default_object {
+            default(object);
+        }
         if let Some(default) = self.default {
             edit::<K>(object, self.defaults_metadata, default);
         }
     }
 
     fn prepare_create(&self, object: &mut Object) {
-        if self.subresources.contains(&Subresource::Status) {
+        if self.subresources.contains(&Subresource::Status) && !self.keeps_status {
             let status = self.initial_status.map_or_else(|| Value::Object(Map::new()), |status| status());
             object.0.insert("status".to_owned(), status);
         }
