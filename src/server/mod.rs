@@ -28,6 +28,7 @@ pub mod health;
 pub mod negotiate;
 pub mod node;
 pub mod nonresource;
+pub mod openapi;
 pub mod request_info;
 pub mod respond;
 

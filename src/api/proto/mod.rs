@@ -11,7 +11,7 @@ use super::schema::{self, Type};
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use wire::{Reader, Writer};
 

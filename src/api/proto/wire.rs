@@ -108,32 +108,32 @@ impl<'a> Wire<'a> {
 
 /// Writes the fields of a message.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     out: Vec<u8>,
 }
 
 impl Writer {
-    pub(super) fn integer(&mut self, tag: u32, value: i64) {
+    pub(crate) fn integer(&mut self, tag: u32, value: i64) {
         self.varint(u64::from(tag) << 3);
         self.varint(value.cast_unsigned());
     }
 
-    pub(super) fn double(&mut self, tag: u32, value: f64) {
+    pub(crate) fn double(&mut self, tag: u32, value: f64) {
         self.varint(u64::from(tag) << 3 | 1);
         self.out.extend_from_slice(&value.to_bits().to_le_bytes());
     }
 
-    pub(super) fn bytes(&mut self, tag: u32, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, tag: u32, value: &[u8]) {
         self.varint(u64::from(tag) << 3 | 2);
         self.varint(value.len() as u64);
         self.out.extend_from_slice(value);
     }
 
-    pub(super) fn string(&mut self, tag: u32, value: &str) {
+    pub(crate) fn string(&mut self, tag: u32, value: &str) {
         self.bytes(tag, value.as_bytes());
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.out
     }
 

@@ -63,9 +63,7 @@ fn parse(media: Media, bytes: &[u8]) -> Result<yaml::Parsed, ApiError> {
         Media::Json => yaml::from_json(bytes)
             .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
         Media::Yaml => yaml::to_value(bytes).map_err(ApiError::bad_request),
-        Media::Protobuf => {
-            Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"]))
-        }
+        Media::Protobuf => Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
     }
 }
 
@@ -164,10 +162,7 @@ mod tests {
 
     #[test]
     fn duplicates_are_named_with_their_path() {
-        for (text, found) in [
-            (r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]),
-            (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""]),
-        ] {
+        for (text, found) in [(r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]), (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""])] {
             let decoded = decode(Media::Json, text.as_bytes()).map_err(|error| error.message).map(|decoded| decoded.warnings);
             assert_eq!(decoded.unwrap(), found, "{text}");
         }

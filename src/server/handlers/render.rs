@@ -112,8 +112,10 @@ impl Renderer {
                 self.value(&list, StatusCode::OK, &[])
             }
             Form::Partial(version) => {
-                let items: Vec<Value> =
-                    self.objects(&listing)?.map(|object| Ok(table::partial(version, &object?))).collect::<Result<_, ApiError>>()?;
+                let items: Vec<Value> = self
+                    .objects(&listing)?
+                    .map(|object| Ok(table::partial(version, &object?)))
+                    .collect::<Result<_, ApiError>>()?;
                 let list =
                     json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": metadata, "items": items});
                 self.value(&list, StatusCode::OK, &[])
@@ -130,10 +132,7 @@ impl Renderer {
         }
     }
 
-    fn objects<'a>(
-        &'a self,
-        listing: &'a Listing,
-    ) -> Result<impl Iterator<Item = Result<Object, ApiError>> + 'a, ApiError> {
+    fn objects<'a>(&'a self, listing: &'a Listing) -> Result<impl Iterator<Item = Result<Object, ApiError>> + 'a, ApiError> {
         Ok(listing.entries.iter().map(|entry| self.registry.decode(&*self.kind, entry)))
     }
 
@@ -141,8 +140,12 @@ impl Renderer {
         let names = self.kind.names();
         let mut head = Vec::with_capacity(CHUNK_BYTES.min(1024));
         head.extend_from_slice(
-            format!("{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[", names.kind, names.api_version())
-                .as_bytes(),
+            format!(
+                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                names.kind,
+                names.api_version()
+            )
+            .as_bytes(),
         );
         let total: usize = listing.entries.iter().map(|entry| entry.bytes.len() + 1).sum();
         let mut pieces = Pieces { entries: listing.entries, next: 0, buffer: head, is_done: false };

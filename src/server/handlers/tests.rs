@@ -114,7 +114,9 @@ async fn the_life_of_an_object() {
     let api = Api::new().await;
     let maps = "/api/v1/namespaces/default/configmaps";
     let one = format!("{maps}/a");
-    let made = api.call("POST", maps, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}})).await;
+    let made = api
+        .call("POST", maps, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}}))
+        .await;
     assert_eq!((made.status, &made.body["kind"]), (201, &json!("ConfigMap")));
     let version = made.body["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     assert_eq!(api.get(&one, "application/json").await, made.body);
@@ -124,7 +126,10 @@ async fn the_life_of_an_object() {
     assert_eq!((stale.status, &stale.body["reason"]), (409, &json!("Conflict")));
     assert_ne!(patched.body["metadata"]["resourceVersion"], json!(version));
     let gone = api.call("DELETE", &one, &Value::Null).await;
-    assert_eq!((gone.status, &gone.body["status"], &gone.body["details"]["kind"]), (200, &json!("Success"), &json!("configmaps")));
+    assert_eq!(
+        (gone.status, &gone.body["status"], &gone.body["details"]["kind"]),
+        (200, &json!("Success"), &json!("configmaps"))
+    );
     assert_eq!(api.call("GET", &one, &Value::Null).await.body["message"], json!("configmaps \"a\" not found"));
 }
 
@@ -135,7 +140,12 @@ async fn bodies_must_match_the_url_and_the_type() {
     for (target, body, code, words) in [
         (maps, json!({"kind": "Secret", "metadata": {"name": "a"}}), 400, "cannot be handled as a ConfigMap"),
         (maps, json!({"apiVersion": "apps/v1"}), 400, "the API version in the data (apps/v1) does not match"),
-        (maps, json!({"metadata": {"name": "a", "namespace": "other"}}), 400, "the namespace of the provided object does not match"),
+        (
+            maps,
+            json!({"metadata": {"name": "a", "namespace": "other"}}),
+            400,
+            "the namespace of the provided object does not match",
+        ),
         (maps, json!({"metadata": {"name": "A"}}), 422, "ConfigMap \"A\" is invalid: metadata.name: Invalid value: \"A\""),
         (maps, json!([1]), 400, "json parse error"),
         ("/api/v1/namespaces/none/configmaps", json!({"metadata": {"name": "a"}}), 404, "namespaces \"none\" not found"),
@@ -184,7 +194,10 @@ async fn lists_in_every_form() {
     assert_eq!((&table["kind"], table["rows"][0]["cells"][0].as_str()), (&json!("Table"), Some("a0")));
     assert_eq!(table["rows"][0]["object"]["kind"], json!("PartialObjectMetadata"));
     let metadata = api.get(maps, "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io").await;
-    assert_eq!((&metadata["kind"], &metadata["items"][2]["metadata"]["name"]), (&json!("PartialObjectMetadataList"), &json!("a2")));
+    assert_eq!(
+        (&metadata["kind"], &metadata["items"][2]["metadata"]["name"]),
+        (&json!("PartialObjectMetadataList"), &json!("a2"))
+    );
     let page = api.get(&format!("{maps}?limit=2"), "application/json").await;
     assert_eq!((&page["metadata"]["remainingItemCount"], page["metadata"]["continue"].is_string()), (&json!(1), true));
     let one = api.get(&format!("{maps}?labelSelector=n%3D1"), "application/json").await;
@@ -204,7 +217,11 @@ async fn watches_stream_lines() {
     let target = format!("{maps}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
     let mut body = api.send("GET", &target, &[], b"").await.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-    let lines: Vec<Value> = first.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect();
+    let lines: Vec<Value> = first
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect();
     assert_eq!((&lines[0]["type"], &lines[0]["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
     assert_eq!(lines[1]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], json!("true"));
     api.call("DELETE", &format!("{maps}/a"), &Value::Null).await;

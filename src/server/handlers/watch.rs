@@ -177,7 +177,13 @@ impl Framer {
                 let with_columns = !std::mem::replace(&mut self.has_sent_columns, true);
                 let blank: Vec<Value> = self.renderer.kind.columns().iter().map(|_| Value::from("")).collect();
                 let row = json!({"cells": blank, "object": object});
-                table::table(&*self.renderer.kind, version, json!({"resourceVersion": revision.to_string()}), vec![row], with_columns)
+                table::table(
+                    &*self.renderer.kind,
+                    version,
+                    json!({"resourceVersion": revision.to_string()}),
+                    vec![row],
+                    with_columns,
+                )
             }
         }
     }
