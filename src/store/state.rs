@@ -144,7 +144,7 @@ impl Snapshot {
 
     /// Bytes of all values.
     pub fn bytes(&self) -> u64 {
-        self.0.bytes
+        self.0.bytes()
     }
 }
 
@@ -236,13 +236,16 @@ impl State {
         self.bucket(key)?.entries.get(key)
     }
 
+    /// Bytes of all values.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Puts or removes one value as it is: for loading, and for undoing.
     pub(super) fn set(&mut self, key: &Arc<str>, value: Option<&Arc<Entry>>) -> Option<Arc<Entry>> {
         let name = bucket(key);
         if !self.buckets.contains_key(name) {
-            if value.is_none() {
-                return None;
-            }
+            value?;
             self.buckets.insert(name.into(), Arc::default());
         }
         let previous = self.buckets.get_mut(name).and_then(|bucket| Arc::make_mut(bucket).set(key, value));

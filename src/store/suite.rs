@@ -336,7 +336,7 @@ async fn random_histories(Subject { store, .. }: Subject) {
             })
             .collect();
         let guard: Arc<str> = format!("a/b/n0/{}", dice.below(6)).into();
-        let holds = model.get(&*guard).is_none();
+        let holds = !model.contains_key(&*guard);
         let guards = if dice.below(4) == 0 { vec![Guard::Absent { key: guard }] } else { vec![] };
         let refused = !guards.is_empty() && !holds;
         let result = store.commit(transaction(guards, writes.clone())).await;

@@ -119,7 +119,12 @@ pub(super) fn is_alone(membership: &Membership<u64, openraft::BasicNode>) -> boo
 }
 
 impl Cache {
+    /// Adds an entry after the last, or in place of it and all after it; an entry beyond a gap begins anew.
     fn push(&mut self, entry: Entry, weight: usize) {
+        self.truncate(entry.log_id.index);
+        if self.entries.back().is_some_and(|(last, _)| last.log_id.index + 1 < entry.log_id.index) {
+            *self = Self::default();
+        }
         self.bytes += weight;
         self.entries.push_back((entry, weight));
         while self.bytes > CACHE_BYTES && self.entries.len() > 1 {

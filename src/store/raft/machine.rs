@@ -19,7 +19,8 @@ use crate::store::sqlite::{OpenError, checkpoint};
 use crate::store::state::{Record, Snapshot, State};
 use crate::store::watch::{Timeline, Window};
 
-/// Bytes of log after which a checkpoint is due at once.
+/// Bytes of log after which a checkpoint is due at once, if they are also half of the bytes of the state: to read a checkpoint and
+/// apply the log after it must be quick, and yet a busy server must not write its whole state all the time.
 const CHECKPOINT_BYTES: usize = 64 << 20;
 /// Bytes of log after which a checkpoint is due if the last one is [`CHECKPOINT_AGE_MS`] old.
 const CHECKPOINT_BYTES_MIN: usize = 4 << 20;
@@ -44,8 +45,6 @@ struct Inner {
     timeline: Arc<Timeline>,
     /// The checkpoint on disk.
     checkpoint: Mutex<Option<SnapshotMeta>>,
-    /// The file into which a checkpoint of the leader is being received.
-    receiving: Mutex<Option<PathBuf>>,
     /// Held while a checkpoint is written.
     writing: tokio::sync::Mutex<()>,
     due: Notify,
@@ -82,7 +81,6 @@ impl Machine {
             applied: Mutex::new(applied),
             timeline: Timeline::new(snapshot, window),
             checkpoint: Mutex::new(position.last.map(|_| meta(&position))),
-            receiving: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             due: Notify::new(),
             closing,
@@ -151,16 +149,14 @@ impl Machine {
         Ok(meta)
     }
 
-    async fn install(&self, meta: &SnapshotMeta) -> io::Result<()> {
+    /// Takes over a checkpoint that the leader sent.
+    async fn install(&self, meta: &SnapshotMeta, file: tokio::fs::File) -> io::Result<()> {
         let _writing = self.0.writing.lock().await;
-        let Some(received) = self.0.receiving.lock().take() else {
-            return Err(io::Error::other("no checkpoint was received"));
-        };
-        let dir = self.0.dir.clone();
+        let (dir, file) = (self.0.dir.clone(), file.into_std().await);
         let load = move || -> io::Result<(checkpoint::Header, Snapshot)> {
-            let read = checkpoint::read(&received).map_err(io::Error::other)?;
-            checkpoint::install(&dir, &received)?;
-            read.ok_or_else(|| io::Error::other("the received checkpoint is gone"))
+            let (header, snapshot) = checkpoint::read_from(&checkpoint::path(&dir), file).map_err(io::Error::other)?;
+            checkpoint::write(&dir, &snapshot, header.time_ms, header.position.clone())?;
+            Ok((header, snapshot))
         };
         let (header, snapshot) = TaskGroup::blocking(load).await.map_err(io::Error::other)??;
         let mut applied = self.0.applied.lock();
@@ -210,7 +206,8 @@ impl Applied {
 
     fn is_checkpoint_due(&self) -> bool {
         let is_old = self.time_ms.saturating_sub(self.checkpoint_ms) >= CHECKPOINT_AGE_MS;
-        self.unsaved >= CHECKPOINT_BYTES || (self.unsaved >= CHECKPOINT_BYTES_MIN && is_old)
+        let many = CHECKPOINT_BYTES.max(usize::try_from(self.state.bytes() / 2).unwrap_or(usize::MAX));
+        self.unsaved >= many || (self.unsaved >= CHECKPOINT_BYTES_MIN && is_old)
     }
 }
 
@@ -245,19 +242,13 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<tokio::fs::File>, StorageError> {
         let failed = |error: io::Error| StorageIOError::write_snapshot(None, AnyError::new(&error));
-        let (path, file) = checkpoint::temporary(&self.0.dir).map_err(failed)?;
-        let abandoned = self.0.receiving.lock().replace(path);
-        if let Some(abandoned) = abandoned {
-            std::fs::remove_file(abandoned).map_err(failed)?;
-        }
+        let file = checkpoint::unnamed(&self.0.dir).map_err(failed)?;
         Ok(Box::new(tokio::fs::File::from_std(file)))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: Box<tokio::fs::File>) -> Result<(), StorageError> {
         let failed = |error: io::Error| StorageIOError::write_snapshot(Some(meta.signature()), AnyError::new(&error));
-        file.sync_all().await.map_err(failed)?;
-        drop(file);
-        Ok(self.install(meta).await.map_err(failed)?)
+        Ok(self.install(meta, *file).await.map_err(failed)?)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot<TypeConfig>>, StorageError> {

@@ -97,6 +97,8 @@ pub struct Stats {
     pub members: Vec<(u64, String)>,
 }
 
+/// The folder of the store in the data directory.
+const FILES: &str = "store";
 /// How long opening waits for the leadership of a group of one.
 const LEADERSHIP_WAIT: Duration = Duration::from_secs(5);
 
@@ -107,7 +109,7 @@ impl RaftStore {
     /// [`OpenError`], in words for the user: the directory is in use, a file is damaged, or cannot be read or written.
     pub async fn open(options: OpenOptions) -> Result<Arc<Self>, OpenError> {
         let lock = DataDirLock::acquire(&options.data_dir)?;
-        let dir = options.data_dir.join("store");
+        let dir = options.data_dir.join(FILES);
         create_dir(&dir)?;
         let (log, machine) = load(&dir, &options).await?;
         match start(&options, log.clone(), machine, lock).await {
@@ -174,12 +176,18 @@ async fn load(dir: &Path, options: &OpenOptions) -> Result<(Log, Machine), OpenE
     if is_new && applied.is_some() {
         return Err(OpenError::corrupt(&dir.join("raft.db"), "it is missing, but there is a checkpoint"));
     }
-    let log = Log::open(dir)?;
-    let purged = LogStore::purged(&log).await.map_err(|error| unreadable(&log, error.to_string()))?;
-    if purged.map(|id| id.index) > applied.map(|id| id.index) {
-        return Err(OpenError::corrupt(&checkpoint::path(dir), "it is missing or older than the log that needs it"));
+    Ok((Log::open(dir)?, machine))
+}
+
+/// The membership that the files tell of, after a check that log and checkpoint fit together.
+async fn membership(dir: &Path, log: &Log, machine: &Machine) -> Result<openraft::Membership<u64, BasicNode>, OpenError> {
+    let purged = LogStore::purged(log).await.map_err(|error| unreadable(log, error.to_string()))?;
+    let position = machine.position();
+    if purged.map(|id| id.index) > position.last.map(|id| id.index) {
+        return Err(OpenError::corrupt(&checkpoint::path(dir), "it is missing, or older than the log that needs it"));
     }
-    Ok((log, machine))
+    let in_log = LogStore::last_membership(log).await.map_err(|error| unreadable(log, error.to_string()))?;
+    Ok(in_log.unwrap_or_else(|| position.membership.membership().clone()))
 }
 
 fn unreadable(log: &Log, why: String) -> OpenError {
@@ -201,8 +209,7 @@ fn config() -> openraft::Config {
 }
 
 async fn start(options: &OpenOptions, log: Log, machine: Machine, lock: DataDirLock) -> Result<Arc<RaftStore>, OpenError> {
-    let in_log = LogStore::last_membership(&log).await.map_err(|error| unreadable(&log, error.to_string()))?;
-    let membership = in_log.unwrap_or_else(|| machine.position().membership.membership().clone());
+    let membership = membership(&options.data_dir.join(FILES), &log, &machine).await?;
     let is_new = membership.nodes().next().is_none();
     if !is_new && membership.get_node(&options.node_id).is_none() {
         let members: Vec<u64> = membership.nodes().map(|(id, _)| *id).collect();

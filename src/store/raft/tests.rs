@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use openraft::testing::{StoreBuilder, Suite};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
+use super::types::{StorageError, TypeConfig};
 use super::*;
 use crate::rt::clock::FakeClock;
 use crate::store::suite::{self, Subject, body, delete, put, transaction};
@@ -210,4 +213,21 @@ async fn a_full_queue_is_busy() {
     assert!(results.iter().all(|result| result.is_ok() || *result == Err(CommitError::Busy)));
     assert_eq!(server.store.snapshot().len(), written);
     server.stop().await;
+}
+
+/// Makes empty stores for openraft's own suite.
+struct Empty;
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Empty {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Machine::open(dir.path(), Window::default(), CancellationToken::new()).unwrap();
+        let log = Log::open(dir.path()).unwrap();
+        Ok((dir, LogStore::new(log, false), machine))
+    }
+}
+
+#[test]
+fn passes_the_suite_of_openraft() {
+    Suite::test_all(Empty).unwrap();
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,11 +69,17 @@ pub fn path(dir: &Path) -> PathBuf {
     dir.join("checkpoint")
 }
 
-/// A new file beside the checkpoint, to be written and then [`install`]ed.
+/// A file beside the checkpoint that has no name and goes away with its last user: a checkpoint that is being received.
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn temporary(dir: &Path) -> io::Result<(PathBuf, File)> {
+pub fn unnamed(dir: &Path) -> io::Result<File> {
+    let (path, file) = temporary(dir)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
+fn temporary(dir: &Path) -> io::Result<(PathBuf, File)> {
     let path = dir.join(format!("checkpoint.{}.tmp", random::suffix(8)));
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     Ok((path, file))
@@ -108,10 +114,7 @@ pub fn write(dir: &Path, snapshot: &Snapshot, time_ms: i64, position: Vec<u8>) -
 }
 
 /// Makes a written file the checkpoint, durably.
-///
-/// # Errors
-/// When it cannot be synced or renamed.
-pub fn install(dir: &Path, temporary: &Path) -> io::Result<()> {
+fn install(dir: &Path, temporary: &Path) -> io::Result<()> {
     File::open(temporary)?.sync_all()?;
     std::fs::rename(temporary, path(dir))?;
     sync_dir(dir)
@@ -159,7 +162,12 @@ pub fn read(path: &Path) -> Result<Option<(Header, Snapshot)>, OpenError> {
     }
 }
 
-fn read_from(path: &Path, file: File) -> Result<(Header, Snapshot), OpenError> {
+/// Reads an open file from its beginning; `path` is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(path: &Path, mut file: File) -> Result<(Header, Snapshot), OpenError> {
+    file.rewind().map_err(OpenError::io("read", path))?;
     let mut input = Input { path, file: BufReader::with_capacity(FRAME_BYTES, file), frame: Vec::new() };
     let mut magic = [0_u8; MAGIC.len()];
     input.fill(&mut magic)?;

@@ -211,10 +211,9 @@ impl Log {
             tracing::error!(path = %self.path.display(), "the writer of the log ended before it was closed");
         }
         let thread = self.thread.lock().take();
-        if let Some(thread) = thread.filter(|thread| thread.is_finished()) {
-            if thread.join().is_err() {
-                tracing::error!(path = %self.path.display(), "the writer of the log panicked");
-            }
+        let panicked = thread.filter(JoinHandle::is_finished).is_some_and(|thread| thread.join().is_err());
+        if panicked {
+            tracing::error!(path = %self.path.display(), "the writer of the log panicked");
         }
     }
 
