@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use openraft::BasicNode;
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -162,14 +163,17 @@ impl Batcher {
 
 /// Proposes one batch and waits until it is applied.
 pub(super) async fn write(raft: &Raft, batch: Batch) -> Result<Vec<Outcome>, CommitError> {
-    match raft.client_write(Command(Arc::new(batch))).await {
-        Ok(response) => Ok(response.data.outcomes),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-            Err(CommitError::NoLeader(match forward.leader_id {
-                Some(id) => format!("server {id} is the leader"),
-                None => "an election is under way".to_owned(),
-            }))
-        }
-        Err(error) => Err(CommitError::Unknown(error.to_string())),
+    raft.client_write(Command(Arc::new(batch))).await.map(|response| response.data.outcomes).map_err(refused)
+}
+
+/// What an error of openraft means for a write.
+pub(super) fn refused(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> CommitError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => CommitError::NoLeader(match forward.leader_id {
+            Some(id) => format!("server {id} is the leader"),
+            None => "an election is under way".to_owned(),
+        }),
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => CommitError::Invalid(error.to_string()),
+        RaftError::Fatal(error) => CommitError::Unknown(error.to_string()),
     }
 }

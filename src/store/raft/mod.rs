@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use openraft::{BasicNode, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, ChangeMembers, ServerState, SnapshotPolicy};
 use tokio::sync::{oneshot, watch};
 
 mod batch;
@@ -48,6 +48,8 @@ pub struct OpenOptions {
     pub tasks: TaskGroup,
     pub window: Window,
     pub transport: Arc<dyn Transport>,
+    /// Whether an empty directory begins a group of its own. If not, the server waits until a leader adds it.
+    pub bootstrap: bool,
 }
 
 impl OpenOptions {
@@ -61,6 +63,7 @@ impl OpenOptions {
             tasks,
             window: Window::default(),
             transport: Arc::new(NoTransport),
+            bootstrap: true,
         }
     }
 }
@@ -156,6 +159,27 @@ impl RaftStore {
         network::answer(&self.raft, call, body).await
     }
 
+    /// Makes a server a member: first it catches up, then it votes. Waits for both.
+    ///
+    /// # Errors
+    /// [`CommitError::NoLeader`] if this server does not lead; [`CommitError::Unknown`] if it lost its leadership meanwhile.
+    pub async fn add_member(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        self.raft.add_learner(id, BasicNode::new(address), true).await.map_err(batch::refused)?;
+        self.change_members(ChangeMembers::AddVoterIds([id].into())).await
+    }
+
+    /// Takes a server out of the group.
+    ///
+    /// # Errors
+    /// As [`add_member`](Self::add_member).
+    pub async fn remove_member(&self, id: u64) -> Result<(), CommitError> {
+        self.change_members(ChangeMembers::RemoveVoters([id].into())).await
+    }
+
+    async fn change_members(&self, change: ChangeMembers<u64, BasicNode>) -> Result<(), CommitError> {
+        self.raft.change_membership(change, false).await.map(drop).map_err(batch::refused)
+    }
+
     /// Writes a checkpoint of the state soon.
     ///
     /// # Errors
@@ -215,7 +239,7 @@ async fn start(options: &OpenOptions, log: Log, machine: Machine, lock: DataDirL
         let members: Vec<u64> = membership.nodes().map(|(id, _)| *id).collect();
         return Err(OpenError::Consensus(format!("the data directory belongs to {members:?}, not to {}", options.node_id)));
     }
-    let alone = is_new || is_alone(&membership);
+    let alone = if is_new { options.bootstrap } else { is_alone(&membership) };
     let config = config().validate().map_err(|error| OpenError::Consensus(error.to_string()))?;
     let log_store = LogStore::new(log.clone(), alone);
     let network = Network(Arc::clone(&options.transport));
@@ -223,7 +247,7 @@ async fn start(options: &OpenOptions, log: Log, machine: Machine, lock: DataDirL
         .await
         .map_err(|error| unreadable(&log, error.to_string()))?;
     let consensus = |error: &dyn std::error::Error| OpenError::Consensus(error.to_string());
-    if is_new {
+    if is_new && options.bootstrap {
         let members = [(options.node_id, BasicNode::new(&options.address))];
         raft.initialize(std::collections::BTreeMap::from(members)).await.map_err(|error| consensus(&error))?;
     } else if alone {

@@ -231,3 +231,82 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Empty {
 fn passes_the_suite_of_openraft() {
     Suite::test_all(Empty).unwrap();
 }
+
+/// Carries calls between stores of one process.
+#[derive(Default)]
+struct Wires(parking_lot::Mutex<std::collections::HashMap<u64, Arc<RaftStore>>>);
+
+#[async_trait]
+impl Transport for Wires {
+    async fn call(&self, target: u64, address: &str, call: Call, body: Bytes, _: Duration) -> Result<Bytes, TransportError> {
+        let peer = self.0.lock().get(&target).cloned();
+        match peer {
+            Some(peer) => peer.answer(call, &body).await,
+            None => Err(TransportError::Unreachable(target, address.to_owned())),
+        }
+    }
+}
+
+impl Wires {
+    async fn start(self: &Arc<Self>, dir: &Path, node_id: u64) -> Server {
+        let tasks = TaskGroup::new();
+        let options = OpenOptions::new(dir, FakeClock::new(Timestamp::UNIX_EPOCH), tasks.clone());
+        let transport = Arc::clone(self) as Arc<dyn Transport>;
+        let address = format!("server-{node_id}");
+        let options = OpenOptions { node_id, address, transport, bootstrap: node_id == 1, ..options };
+        let store = RaftStore::open(options).await.unwrap();
+        self.0.lock().insert(node_id, Arc::clone(&store));
+        Server { store, tasks }
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = clock::instant() + Duration::from_secs(20);
+    while !holds() {
+        assert!(clock::instant() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_becomes_three_and_loses_one() {
+    let (wires, dirs) = (Arc::new(Wires::default()), [(); 3].map(|()| tempfile::tempdir().unwrap()));
+    let first = wires.start(dirs[0].path(), 1).await;
+    for number in 0..200 {
+        first.write(vec![put(&format!("a/b/{number}"), "alone")]).await.unwrap();
+    }
+    // The log before the checkpoint is gone: the others begin with the checkpoint.
+    first.store.checkpoint().await.unwrap();
+    until("a checkpoint", || first.store.unsaved_log_bytes() == 0).await;
+    first.relaxed(vec![put("a/b/relaxed", "alone")]).await;
+    let others = [wires.start(dirs[1].path(), 2).await, wires.start(dirs[2].path(), 3).await];
+    assert!(matches!(others[0].write(vec![put("a/b/x", "")]).await, Err(CommitError::NoLeader(_))));
+    first.store.add_member(2, "server-2").await.unwrap();
+    first.store.add_member(3, "server-3").await.unwrap();
+    for number in 100..300 {
+        first.write(vec![put(&format!("a/b/{number}"), "together")]).await.unwrap();
+    }
+    first.relaxed(vec![put("a/b/relaxed", "together")]).await;
+    let revision = first.store.snapshot().revision();
+    for other in &others {
+        until("the others follow", || other.store.snapshot().revision() == revision).await;
+        assert!(other.store.snapshot().iter().eq(first.store.snapshot().iter()), "all hold the same");
+    }
+
+    wires.0.lock().remove(&1);
+    first.stop().await;
+    until("a new leader", || others.iter().any(|other| *other.store.leadership().borrow())).await;
+    let (leaders, followers): (Vec<Server>, Vec<Server>) =
+        others.into_iter().partition(|other| *other.store.leadership().borrow());
+    let [leader] = &leaders[..] else { panic!("one leader") };
+    assert!(leader.store.snapshot().revision() >= revision, "nothing is lost");
+    leader.store.barrier().await.unwrap();
+    let written = leader.write(vec![put("a/b/x", "after")]).await.unwrap();
+    let [Written::Put(entry)] = &written[..] else { panic!("{written:?}") };
+    assert!(entry.revision > 10_000, "a new leader goes on above the ceiling");
+    until("the follower follows", || followers[0].store.snapshot().get("a/b/x").as_ref() == Some(entry)).await;
+    wires.0.lock().clear();
+    for server in leaders.into_iter().chain(followers) {
+        server.stop().await;
+    }
+}
