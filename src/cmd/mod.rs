@@ -6,10 +6,22 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-mod config;
-mod settings;
+use crate::rt::log;
 
-use settings::{AgentSettings, ServerSettings};
+mod agent;
+mod config;
+mod error;
+mod host;
+mod loopback;
+mod node;
+mod notify;
+mod run;
+mod server;
+mod settings;
+mod token;
+
+use error::CmdError;
+use settings::{AgentSettings, CommonSettings, LogFormat, ServerSettings};
 
 /// Kubernetes as one executable.
 #[derive(Debug, Parser)]
@@ -33,11 +45,30 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return fail(&error, 2),
     };
-    let _cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    ExitCode::SUCCESS
+    match cli.command {
+        Command::Server(settings) => daemon(&settings.common.clone(), server::run(settings)),
+        Command::Agent(settings) => daemon(&settings.common.clone(), agent::run(settings)),
+    }
+}
+
+/// Runs a daemon to its end.
+fn daemon(common: &CommonSettings, life: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
+    let format = if common.log_format == LogFormat::Json { log::Format::Json } else { log::Format::Text };
+    if let Err(error) = log::init(format, &common.log_level) {
+        return fail(&error, 2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let outcome = runtime.block_on(life);
+    // What hangs in a blocking call must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome.map_or_else(|error| fail(&error.report(), 1), |()| ExitCode::SUCCESS)
 }
 
 fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {

@@ -1,0 +1,135 @@
+//! The node part of `orch server` and `orch agent`: Docker, the agent and its HTTPS server, put together.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Taint;
+
+use super::error::CmdError;
+use super::settings::{ClusterSettings, NodeSettings};
+use crate::agent::{Agent, AgentConfig};
+use crate::client::Client;
+use crate::cri::docker::{Docker, DockerConfig};
+use crate::http::listener::Listener;
+use crate::http::tls::ServerTls;
+use crate::pki::Identity;
+use crate::rt::clock::SharedClock;
+use crate::rt::{TaskGroup, files, random};
+
+const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
+/// Pods a node takes; as upstream.
+const MAX_PODS: u32 = 110;
+
+/// What a node is made of.
+pub struct NodeParts<'a> {
+    pub settings: &'a NodeSettings,
+    pub cluster: &'a ClusterSettings,
+    pub name: String,
+    /// `DATA_DIR/agent`.
+    pub data_dir: PathBuf,
+    pub bind_address: IpAddr,
+    pub node_ip: IpAddr,
+    pub is_control_plane: bool,
+    pub client: Client,
+    /// By which the node's own server is known.
+    pub serving: Identity,
+    /// Whose clients the node's own server believes.
+    pub client_ca_pem: String,
+    pub clock: SharedClock,
+}
+
+/// Starts the node's tasks and returns; Docker need not be there yet.
+///
+/// # Errors
+/// [`CmdError`] when a setting is wrong, the port is taken, or the data directory cannot be used.
+pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
+    let settings = parts.settings;
+    let host = settings.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok()).unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+    let owner = owner(&parts.data_dir)?;
+    let docker = Docker::connect(DockerConfig { host, owner }).map_err(|error| CmdError::Setting(error.to_string()))?;
+    let address = SocketAddr::new(parts.bind_address, settings.kubelet_port);
+    let tls = ServerTls::new(&parts.serving.chain_pem, &parts.serving.key_pem, Some(&parts.client_ca_pem))?;
+    let listener = Listener::bind(address, Some(Arc::new(tls))).await;
+    let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
+    let runtime = Arc::new(docker);
+    let config = AgentConfig {
+        node_name: parts.name,
+        node_ip: parts.node_ip,
+        data_dir: parts.data_dir,
+        labels: labels(&settings.node_label)?,
+        taints: taints(&settings.node_taint)?,
+        is_control_plane: parts.is_control_plane,
+        kubelet_port: settings.kubelet_port,
+        cluster_cidr: parts.cluster.cluster_cidr,
+        cluster_dns: None,
+        cluster_domain: parts.cluster.cluster_domain.clone(),
+        max_pods: MAX_PODS,
+        client: parts.client,
+        runtime: Arc::clone(&runtime) as Arc<_>,
+        clock: parts.clock,
+    };
+    let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
+    let _ = (agent, listener);
+    Ok(())
+}
+
+/// The name by which this node's containers are told from those of others on the same engine; made once.
+fn owner(data_dir: &Path) -> Result<String, CmdError> {
+    let path = data_dir.join("owner");
+    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(owner) if !owner.trim().is_empty() => Ok(owner.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(unusable(error)),
+        _ => {
+            let owner = random::uid();
+            files::write(&path, owner.as_bytes(), 0o644).map_err(unusable)?;
+            Ok(owner)
+        }
+    }
+}
+
+/// `key=value`, `key=`.
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, CmdError> {
+    let label = |text: &String| match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(CmdError::Setting(format!("--node-label {text:?} is not of the form KEY=VALUE"))),
+    };
+    texts.iter().map(label).collect()
+}
+
+/// `key=value:Effect`, `key:Effect`.
+fn taints(texts: &[String]) -> Result<Vec<Taint>, CmdError> {
+    const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let taint = |text: &String| match text.rsplit_once(':') {
+        Some((rest, effect)) if EFFECTS.contains(&effect) => {
+            let (key, value) = rest.split_once('=').map_or((rest, None), |(key, value)| (key, Some(value.to_owned())));
+            Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
+        }
+        _ => Err(CmdError::Setting(format!("--node-taint {text:?} is not of the form KEY=VALUE:EFFECT with an effect of {}", EFFECTS.join(", ")))),
+    };
+    texts.iter().map(taint).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_taints_parse() {
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(labels(&texts(&["a=b", "c="])).unwrap().len(), 2);
+        assert!(labels(&texts(&["a"])).is_err());
+        let taints_of = |text: &str| taints(&texts(&[text])).map(|taints| (taints[0].key.clone(), taints[0].value.clone(), taints[0].effect.clone()));
+        assert_eq!(taints_of("gpu=yes:NoSchedule").unwrap(), ("gpu".into(), Some("yes".into()), "NoSchedule".into()));
+        assert_eq!(taints_of("gpu:NoExecute").unwrap(), ("gpu".into(), None, "NoExecute".into()));
+        assert!(taints_of("gpu=yes:Never").is_err());
+    }
+
+    #[test]
+    fn the_owner_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(owner(folder.path()).unwrap(), owner(folder.path()).unwrap());
+    }
+}

@@ -1,0 +1,236 @@
+//! `orch server`: store, API server, controllers, scheduler and, unless told otherwise, a node, in one process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::error::CmdError;
+use super::loopback::Loopback;
+use super::node::{self, NodeParts};
+use super::settings::ServerSettings;
+use super::token::Token;
+use super::{host, notify, run};
+use crate::admission::Chain;
+use crate::auth::authn::StaticToken;
+use crate::auth::{Authorizer, UserInfo};
+use crate::client::informer::Informers;
+use crate::client::kubeconfig::Kubeconfig;
+use crate::controllers::{self, ControllerConfig};
+use crate::http::listener::Listener;
+use crate::http::tls::{ClientTls, ServerTls, Trust};
+use crate::kinds::Kinds;
+use crate::pki::{self, Pki};
+use crate::registry::{Reader, Registry};
+use crate::rt::clock::SharedClock;
+use crate::rt::{SystemClock, TaskGroup};
+use crate::scheduler::{self, SchedulerConfig};
+use crate::server::{Server, ServerConfig, ServerParts, bootstrap};
+use crate::store::Store;
+use crate::store::raft::{OpenOptions, RaftStore};
+
+/// Runs until a signal.
+///
+/// # Errors
+/// [`CmdError`], which says what to do.
+pub async fn run(settings: ServerSettings) -> Result<(), CmdError> {
+    if !settings.disable_agent && !host::is_root() {
+        return Err(CmdError::NotRoot);
+    }
+    let tasks = TaskGroup::new();
+    let outcome = start(&settings, &tasks).await;
+    if let Err(error) = outcome {
+        tasks.shutdown(Duration::from_secs(2)).await;
+        return Err(error);
+    }
+    notify::send("READY=1");
+    run::until_stopped(&tasks).await
+}
+
+async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
+    let data_dir = &settings.common.data_dir;
+    std::fs::create_dir_all(data_dir).map_err(|source| CmdError::DataDir { path: data_dir.clone(), source })?;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let roots = Pki::open(&data_dir.join("pki"), clock.now())?;
+    let token = Token::of_server(&data_dir.join("token"), settings.token.as_deref(), roots.server_ca.fingerprint()).map_err(CmdError::Setting)?;
+    let addresses = Addresses::of(settings);
+    let (listener, tls) = listen(settings, &roots, &addresses, &clock).await?;
+    let options = OpenOptions::new(data_dir.join("store"), Arc::clone(&clock), tasks.clone());
+    let store = RaftStore::open(options).await.map_err(|error| CmdError::Store(error.into()))?;
+    let parts = Parts { settings, roots: Arc::new(roots), token, addresses, clock };
+    let server = parts.server(store, tasks)?;
+    tasks.critical("api listener", listener.serve(Arc::clone(&server) as Arc<_>, tasks.child()));
+    bootstrap::run(&server).await?;
+    parts.write_kubeconfig()?;
+    lead(&server, &parts, tasks);
+    renew(&parts, tls, tasks);
+    tracing::info!(address = %parts.addresses.api, kubeconfig = %settings.write_kubeconfig.display(), "the API server is ready");
+    if !settings.disable_agent {
+        parts.start_node(&server, tasks).await?;
+    }
+    Ok(())
+}
+
+/// Where this server is reached.
+struct Addresses {
+    /// What the API listens on.
+    api: SocketAddr,
+    /// The address that nodes and Service endpoints use.
+    node: IpAddr,
+}
+
+impl Addresses {
+    fn of(settings: &ServerSettings) -> Self {
+        let node = settings.node.node_ip.unwrap_or_else(|| if settings.bind_address.is_unspecified() { host::address() } else { settings.bind_address });
+        Self { api: SocketAddr::new(settings.bind_address, settings.https_listen_port), node }
+    }
+
+    /// The names that the API's certificate must have.
+    fn sans(&self, settings: &ServerSettings, config: &ServerConfig) -> Vec<String> {
+        let own = host::addresses().into_iter().chain([self.node, config.kubernetes_service_ip()]).map(|ip| ip.to_string());
+        let extra = own.chain([host::name()]).chain(settings.tls_san.iter().cloned());
+        pki::api_server_sans(&settings.cluster.cluster_domain, extra)
+    }
+}
+
+fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConfig {
+    ServerConfig {
+        cluster_domain: settings.cluster.cluster_domain.clone(),
+        cluster_cidr: IpNet::V4(settings.cluster.cluster_cidr),
+        service_cidr: IpNet::V4(settings.cluster.service_cidr),
+        advertise: SocketAddr::new(addresses.node, settings.https_listen_port),
+        anonymous: true,
+    }
+}
+
+async fn listen(settings: &ServerSettings, roots: &Pki, addresses: &Addresses, clock: &SharedClock) -> Result<(Listener, Arc<ServerTls>), CmdError> {
+    let sans = addresses.sans(settings, &server_config(settings, addresses));
+    let identity = roots.serving("orch-apiserver", &sans, clock.now())?;
+    let tls = Arc::new(ServerTls::new(&identity.chain_pem, &identity.key_pem, Some(roots.client_ca.certificate_pem()))?);
+    let listener = Listener::bind(addresses.api, Some(Arc::clone(&tls))).await;
+    let listener = listener.map_err(|error| CmdError::listen(addresses.api, &error, "https-listen-port"))?;
+    Ok((listener, tls))
+}
+
+/// What the steps of starting share.
+struct Parts<'a> {
+    settings: &'a ServerSettings,
+    roots: Arc<Pki>,
+    token: Token,
+    addresses: Addresses,
+    clock: SharedClock,
+}
+
+impl Parts<'_> {
+    fn server(&self, store: Arc<dyn Store>, tasks: &TaskGroup) -> Result<Arc<Server>, CmdError> {
+        let admit = Arc::new(Chain::new(Reader::new(Arc::clone(&store))));
+        let authorizer = Arc::new(Authorizer::new(Arc::clone(&store)));
+        let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
+        let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
+        let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());
+        let bootstrapper = UserInfo::new("system:bootstrap:server", &["system:bootstrappers", "system:bootstrappers:orch"]);
+        Ok(Server::new(ServerParts {
+            registry,
+            authorizer,
+            config: server_config(self.settings, &self.addresses),
+            static_tokens: vec![StaticToken { token: self.token.secret.clone(), user: bootstrapper }],
+            token_key: Arc::clone(&self.roots.token_key),
+            client_ca: Arc::clone(&self.roots.client_ca),
+            server_ca: Arc::clone(&self.roots.server_ca),
+            node_tls: ClientTls::new(&trust, Some((&to_nodes.chain_pem, &to_nodes.key_pem)))?,
+            tasks: tasks.child(),
+        }))
+    }
+
+    fn write_kubeconfig(&self) -> Result<(), CmdError> {
+        let admin = self.roots.client("system:admin", "system:masters", self.clock.now())?;
+        let ip = if self.addresses.api.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { self.addresses.api.ip() };
+        let path = &self.settings.write_kubeconfig;
+        let kubeconfig = Kubeconfig {
+            name: "default".to_owned(),
+            server: format!("https://{}", SocketAddr::new(ip, self.addresses.api.port())),
+            ca_pem: self.roots.server_ca.certificate_pem().to_owned(),
+            client_certificate_pem: admin.chain_pem,
+            client_key_pem: admin.key_pem,
+        };
+        kubeconfig.write(path).map_err(|source| CmdError::Kubeconfig { path: path.clone(), source })
+    }
+}
+
+impl Parts<'_> {
+    /// The node of this process. It is an agent like all others but for its transport.
+    async fn start_node(&self, server: &Arc<Server>, tasks: &TaskGroup) -> Result<(), CmdError> {
+        let node = &self.settings.node;
+        let name = node.node_name.clone().unwrap_or_else(host::name);
+        let user = UserInfo::new(&format!("system:node:{name}"), &["system:nodes"]);
+        let sans = [name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
+        let parts = NodeParts {
+            settings: node,
+            cluster: &self.settings.cluster,
+            data_dir: self.settings.common.data_dir.join("agent"),
+            bind_address: self.settings.bind_address,
+            node_ip: self.addresses.node,
+            is_control_plane: true,
+            client: Loopback::client(server, user, "orch/agent"),
+            serving: self.roots.serving(&format!("system:node:{name}"), &sans, self.clock.now())?,
+            client_ca_pem: self.roots.client_ca.certificate_pem().to_owned(),
+            name,
+            clock: Arc::clone(&self.clock),
+        };
+        node::start(parts, tasks).await
+    }
+}
+
+/// Runs controllers and scheduler while this server is the leader: no leases, and a new leader starts them at once.
+fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
+    let (server, clock, group, token) = (Arc::clone(server), Arc::clone(&parts.clock), tasks.clone(), tasks.token());
+    let mut leadership = server.registry.store().leadership();
+    tasks.critical("leadership", async move {
+        loop {
+            if !becomes(&mut leadership, true, &token).await {
+                return;
+            }
+            tracing::info!("leading: controllers and scheduler start");
+            let term = group.child();
+            start_controllers(&server, &clock, &term);
+            let lost = becomes(&mut leadership, false, &token).await;
+            term.shutdown(Duration::from_secs(5)).await;
+            if !lost {
+                return;
+            }
+        }
+    });
+}
+
+/// Waits until leadership is `wanted`; false when the server stops first.
+async fn becomes(leadership: &mut watch::Receiver<bool>, wanted: bool, token: &CancellationToken) -> bool {
+    matches!(token.run_until_cancelled(leadership.wait_for(|leads| *leads == wanted)).await, Some(Ok(_)))
+}
+
+fn start_controllers(server: &Arc<Server>, clock: &SharedClock, term: &TaskGroup) {
+    let client = Loopback::client(server, UserInfo::new("system:kube-controller-manager", &[]), "orch/controllers");
+    let informers = Informers::new(term, client.clone());
+    let kinds = Arc::clone(server.registry.kinds());
+    let config = ControllerConfig { informers: informers.clone(), clock: Arc::clone(clock), kinds };
+    controllers::run(term, client, config);
+    let client = Loopback::client(server, UserInfo::new("system:kube-scheduler", &[]), "orch/scheduler");
+    scheduler::run(term, client, SchedulerConfig { informers, clock: Arc::clone(clock) });
+}
+
+/// Renews the API's certificate in the running process, long before it ends.
+fn renew(parts: &Parts<'_>, tls: Arc<ServerTls>, tasks: &TaskGroup) {
+    let (roots, clock, token) = (Arc::clone(&parts.roots), Arc::clone(&parts.clock), tasks.token());
+    let sans = parts.addresses.sans(parts.settings, &server_config(parts.settings, &parts.addresses));
+    tasks.critical("certificate renewal", async move {
+        while token.run_until_cancelled(tokio::time::sleep(pki::LEAF_RENEWAL)).await.is_some() {
+            let renewed = roots.serving("orch-apiserver", &sans, clock.now());
+            let replaced = renewed.map_err(CmdError::from).and_then(|new| Ok(tls.replace(&new.chain_pem, &new.key_pem)?));
+            if let Err(error) = replaced {
+                tracing::error!(error = error.report(), "cannot renew the API's certificate");
+            }
+        }
+    });
+}
