@@ -6,7 +6,9 @@ use std::path::PathBuf;
 /// A failure that ends the process.
 #[derive(Debug, thiserror::Error)]
 pub enum CmdError {
-    #[error("a node needs root, for containers and network interfaces: run this with sudo, or a control plane alone with --disable-agent")]
+    #[error(
+        "a node needs root, for containers and network interfaces: run this with sudo, or a control plane alone with --disable-agent"
+    )]
     NotRoot,
     #[error("{0}")]
     Setting(String),
@@ -35,7 +37,10 @@ impl CmdError {
     pub fn listen(address: SocketAddr, error: &std::io::Error, flag: &str) -> Self {
         let why = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!("the port is taken (by another orch? `ss -ltnp 'sport = :{}'` shows by whom); --{flag} chooses another", address.port())
+                format!(
+                    "the port is taken (by another orch? `ss -ltnp 'sport = :{}'` shows by whom); --{flag} chooses another",
+                    address.port()
+                )
             }
             std::io::ErrorKind::AddrNotAvailable => "it is no address of this machine; --bind-address chooses another".to_owned(),
             std::io::ErrorKind::PermissionDenied => format!("ports below 1024 need root; --{flag} chooses another"),

@@ -46,7 +46,11 @@ pub struct NodeParts<'a> {
 /// [`CmdError`] when a setting is wrong, the port is taken, or the data directory cannot be used.
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
-    let host = settings.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok()).unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+    let host = settings
+        .docker_host
+        .clone()
+        .or_else(|| std::env::var("DOCKER_HOST").ok())
+        .unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
     let owner = owner(&parts.data_dir)?;
     let docker = Docker::connect(DockerConfig { host, owner }).map_err(|error| CmdError::Setting(error.to_string()))?;
     let address = SocketAddr::new(parts.bind_address, settings.kubelet_port);
@@ -107,7 +111,10 @@ fn taints(texts: &[String]) -> Result<Vec<Taint>, CmdError> {
             let (key, value) = rest.split_once('=').map_or((rest, None), |(key, value)| (key, Some(value.to_owned())));
             Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
         }
-        _ => Err(CmdError::Setting(format!("--node-taint {text:?} is not of the form KEY=VALUE:EFFECT with an effect of {}", EFFECTS.join(", ")))),
+        _ => Err(CmdError::Setting(format!(
+            "--node-taint {text:?} is not of the form KEY=VALUE:EFFECT with an effect of {}",
+            EFFECTS.join(", ")
+        ))),
     };
     texts.iter().map(taint).collect()
 }
@@ -121,7 +128,9 @@ mod tests {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         assert_eq!(labels(&texts(&["a=b", "c="])).unwrap().len(), 2);
         assert!(labels(&texts(&["a"])).is_err());
-        let taints_of = |text: &str| taints(&texts(&[text])).map(|taints| (taints[0].key.clone(), taints[0].value.clone(), taints[0].effect.clone()));
+        let taints_of = |text: &str| {
+            taints(&texts(&[text])).map(|taints| (taints[0].key.clone(), taints[0].value.clone(), taints[0].effect.clone()))
+        };
         assert_eq!(taints_of("gpu=yes:NoSchedule").unwrap(), ("gpu".into(), Some("yes".into()), "NoSchedule".into()));
         assert_eq!(taints_of("gpu:NoExecute").unwrap(), ("gpu".into(), None, "NoExecute".into()));
         assert!(taints_of("gpu=yes:Never").is_err());

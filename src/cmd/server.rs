@@ -55,7 +55,8 @@ async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdEr
     std::fs::create_dir_all(data_dir).map_err(|source| CmdError::DataDir { path: data_dir.clone(), source })?;
     let clock: SharedClock = Arc::new(SystemClock);
     let roots = Pki::open(&data_dir.join("pki"), clock.now())?;
-    let token = Token::of_server(&data_dir.join("token"), settings.token.as_deref(), roots.server_ca.fingerprint()).map_err(CmdError::Setting)?;
+    let token = Token::of_server(&data_dir.join("token"), settings.token.as_deref(), roots.server_ca.fingerprint())
+        .map_err(CmdError::Setting)?;
     let addresses = Addresses::of(settings);
     let (listener, tls) = listen(settings, &roots, &addresses, &clock).await?;
     let options = OpenOptions::new(data_dir.join("store"), Arc::clone(&clock), tasks.clone());
@@ -84,7 +85,10 @@ struct Addresses {
 
 impl Addresses {
     fn of(settings: &ServerSettings) -> Self {
-        let node = settings.node.node_ip.unwrap_or_else(|| if settings.bind_address.is_unspecified() { host::address() } else { settings.bind_address });
+        let node = settings
+            .node
+            .node_ip
+            .unwrap_or_else(|| if settings.bind_address.is_unspecified() { host::address() } else { settings.bind_address });
         Self { api: SocketAddr::new(settings.bind_address, settings.https_listen_port), node }
     }
 
@@ -106,7 +110,12 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
     }
 }
 
-async fn listen(settings: &ServerSettings, roots: &Pki, addresses: &Addresses, clock: &SharedClock) -> Result<(Listener, Arc<ServerTls>), CmdError> {
+async fn listen(
+    settings: &ServerSettings,
+    roots: &Pki,
+    addresses: &Addresses,
+    clock: &SharedClock,
+) -> Result<(Listener, Arc<ServerTls>), CmdError> {
     let sans = addresses.sans(settings, &server_config(settings, addresses));
     let identity = roots.serving("orch-apiserver", &sans, clock.now())?;
     let tls = Arc::new(ServerTls::new(&identity.chain_pem, &identity.key_pem, Some(roots.client_ca.certificate_pem()))?);

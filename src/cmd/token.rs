@@ -25,9 +25,14 @@ impl Token {
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let Some((hash, rest)) = text.split_once("::") else {
-            return if text.is_empty() { Err("the token is empty".to_owned()) } else { Ok(Self { ca_fingerprint: None, secret: text.to_owned() }) };
+            return if text.is_empty() {
+                Err("the token is empty".to_owned())
+            } else {
+                Ok(Self { ca_fingerprint: None, secret: text.to_owned() })
+            };
         };
-        let hash = hash.strip_prefix(SECURE_PREFIX).filter(|hash| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let hash =
+            hash.strip_prefix(SECURE_PREFIX).filter(|hash| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let secret = rest.split_once(':').map_or(rest, |(_, secret)| secret);
         match hash {
             Some(hash) if !secret.is_empty() => Ok(Self { ca_fingerprint: Some(hash.to_owned()), secret: secret.to_owned() }),

@@ -36,15 +36,20 @@ pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
 }
 
 fn objects() -> Result<Vec<Object>, ApiError> {
-    let parse = |document| Value::deserialize(document).and_then(|value| serde_json::from_value(value).map_err(serde::de::Error::custom));
-    serde_yaml::Deserializer::from_str(OBJECTS).map(parse).collect::<Result<Vec<Object>, serde_yaml::Error>>().map_err(ApiError::internal)
+    let parse =
+        |document| Value::deserialize(document).and_then(|value| serde_json::from_value(value).map_err(serde::de::Error::custom));
+    serde_yaml::Deserializer::from_str(OBJECTS)
+        .map(parse)
+        .collect::<Result<Vec<Object>, serde_yaml::Error>>()
+        .map_err(ApiError::internal)
 }
 
 /// Creates an object that is missing, and restores what must not differ of one that is there.
 async fn ensure(registry: &Arc<Registry>, user: &Arc<UserInfo>, object: Object) -> Result<(), ApiError> {
     let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
     let kind = registry.kinds().find_kind(group, version, object.kind());
-    let kind = kind.ok_or_else(|| ApiError::internal(format!("bootstrap: no kind {} of {:?}", object.kind(), object.api_version())))?;
+    let kind =
+        kind.ok_or_else(|| ApiError::internal(format!("bootstrap: no kind {} of {:?}", object.kind(), object.api_version())))?;
     let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
     let mut request = WriteRequest::new(Arc::clone(&kind), &namespace, &name, Arc::clone(user));
     match registry.get(&*kind, &namespace, &name) {
@@ -70,7 +75,11 @@ async fn ensure(registry: &Arc<Registry>, user: &Arc<UserInfo>, object: Object) 
 /// Puts back what must be as wanted; whether anything changed.
 fn restore(present: &mut Object, wanted: &Object) -> bool {
     let fields: &[&str] = match present.kind() {
-        "ClusterRole" | "Role" if present.annotation(AUTO_UPDATE) == Some("true") && wanted.get(&["aggregationRule"]).is_none() => &["rules"],
+        "ClusterRole" | "Role"
+            if present.annotation(AUTO_UPDATE) == Some("true") && wanted.get(&["aggregationRule"]).is_none() =>
+        {
+            &["rules"]
+        }
         "Endpoints" => &["subsets"],
         "EndpointSlice" => &["endpoints", "ports"],
         _ => &[],

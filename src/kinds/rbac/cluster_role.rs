@@ -2,8 +2,11 @@
 
 use k8s_openapi::api::rbac::v1::ClusterRole;
 
+use crate::api::names;
 use crate::kinds::typed::Definition;
 
 /// The kind.
-pub static CLUSTER_ROLE: Definition<ClusterRole> =
-    Definition::cluster("io.k8s.api.rbac.v1.ClusterRole", "rbac.authorization.k8s.io/clusterroles", "clusterrole");
+pub static CLUSTER_ROLE: Definition<ClusterRole> = Definition {
+    name_rule: names::path_segment,
+    ..Definition::cluster("io.k8s.api.rbac.v1.ClusterRole", "rbac.authorization.k8s.io/clusterroles", "clusterrole")
+};
