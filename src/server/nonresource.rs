@@ -3,7 +3,7 @@
 use ::http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{RequestContext, Server, discovery, respond};
+use super::{RequestContext, Server, discovery, openapi, respond};
 use crate::api::ApiError;
 use crate::http::{HttpRequest, HttpResponse};
 use crate::rt::metrics;
@@ -53,6 +53,7 @@ pub(super) fn serve(server: &Server, context: &RequestContext, request: &HttpReq
         _ if is_below(path, &["/api", "/apis"]) => {
             discovery::serve(server.registry.kinds(), &server.config.advertise.to_string(), request)
         }
+        _ if is_below(path, &["/openapi"]) => openapi::serve(server.registry.kinds(), request),
         _ => None,
     };
     let answer = answer.ok_or_else(ApiError::no_such_path)?;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::super::RequestInfo;
 use super::super::negotiate::{self, Media};
+use crate::api::proto::{self, ProtoError};
 use crate::api::prune::{self, FieldValidation};
 use crate::api::{ApiError, Kind, Object, schema, yaml};
 use crate::http::Body;
@@ -63,7 +64,13 @@ fn parse(media: Media, bytes: &[u8]) -> Result<yaml::Parsed, ApiError> {
         Media::Json => yaml::from_json(bytes)
             .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
         Media::Yaml => yaml::to_value(bytes).map_err(ApiError::bad_request),
-        Media::Protobuf => Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
+        Media::Protobuf => match proto::decode(bytes, None) {
+            Ok(map) => Ok(yaml::Parsed { value: Value::Object(map), duplicates: Vec::new() }),
+            Err(ProtoError::UnknownKind { .. }) => {
+                Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"]))
+            }
+            Err(error) => Err(error.into()),
+        },
     }
 }
 

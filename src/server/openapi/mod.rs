@@ -173,7 +173,7 @@ fn kinds_of(of: &Type, kinds: &[Arc<dyn Kind>]) -> Vec<Value> {
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": "v1.36.0"})
+    json!({"title": "Kubernetes", "version": super::nonresource::GIT_VERSION})
 }
 
 fn v3_document(kinds: &[Arc<dyn Kind>]) -> Vec<u8> {
