@@ -10,8 +10,11 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 
 pub mod connector;
 pub mod listener;
+pub mod spdy;
+pub mod streams;
 pub mod tls;
 pub mod tunnel;
+pub mod websocket;
 
 /// Any error, boxed: what a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
