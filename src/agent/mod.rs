@@ -18,7 +18,17 @@ use crate::cri::Runtime;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+pub mod bootstrap;
+
+mod assembly;
+mod checkpoint;
+mod image;
+mod node;
+mod pod;
 mod pods;
+mod probe;
+mod sources;
+mod volume;
 
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
 
@@ -45,6 +55,8 @@ pub struct AgentConfig {
     pub cluster_dns: Option<IpAddr>,
     /// `cluster.local`.
     pub cluster_domain: String,
+    /// Value of the label `io.orch.owner` on this agent's containers: the same that the runtime was connected with.
+    pub owner: String,
     /// Most pods that the node takes.
     pub max_pods: u32,
     pub client: Client,
@@ -62,6 +74,9 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// Probes over HTTPS need TLS.
+    #[error("cannot set up TLS for probes")]
+    Tls(#[from] crate::http::tls::TlsError),
 }
 
 /// A running agent.
@@ -76,10 +91,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] when the data directory cannot be used.
     pub async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Self, AgentError> {
-        let data_dir = config.data_dir.clone();
-        tokio::fs::create_dir_all(&data_dir).await.map_err(|source| AgentError::DataDir { path: data_dir, source })?;
-        let _ = tasks;
-        Ok(Self { pods: Arc::default() })
+        assembly::run(config, tasks).await.map(|pods| Self { pods })
     }
 
     /// Look-ups for the kubelet server: which container is meant by (namespace, pod, container).

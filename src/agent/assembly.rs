@@ -1,0 +1,256 @@
+//! Puts the agent together: node, network and pods are tasks of their own, and each waits for what it needs.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use tokio::sync::{Semaphore, watch};
+
+use super::checkpoint::Checkpoints;
+use super::image::Images;
+use super::node::{NodeKeeper, facts};
+use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
+use super::pod::fields::Allocatable;
+use super::pod::sandbox::ADDRESS_FILE;
+use super::pod::{Dispatcher, Mailboxes};
+use super::probe::Prober;
+use super::sources::Sources;
+use super::volume::Volumes;
+use super::{AgentConfig, AgentError, Pods};
+use crate::client::informer::{Informer, Scope};
+use crate::client::recorder::{EventType, Recorder};
+use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
+use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork};
+use crate::rt::{Backoff, TaskGroup};
+
+/// MTU of the pods' interfaces.
+const MTU: u32 = 1_500;
+/// The file that remembers the node's range for a start without the API.
+const POD_CIDR_FILE: &str = "pod-cidr";
+
+#[async_trait]
+impl SandboxNetwork for PodNetwork {
+    async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
+        PodNetwork::attach(self, pod_uid, sandbox_pid).await
+    }
+
+    async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        PodNetwork::detach(self, pod_uid).await
+    }
+}
+
+impl EventSink for Recorder {
+    fn event(&self, about: &ObjectReference, is_warning: bool, reason: &str, message: &str) {
+        let kind = if is_warning { EventType::Warning } else { EventType::Normal };
+        Self::event(self, about, kind, reason, message);
+    }
+}
+
+/// Starts all tasks of the agent.
+pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Pods>, AgentError> {
+    for directory in [config.data_dir.clone(), config.data_dir.join("pods")] {
+        let made = tokio::fs::create_dir_all(&directory).await;
+        made.map_err(|source| AgentError::DataDir { path: directory, source })?;
+    }
+    let prober = Prober::new(Arc::clone(&config.runtime), tasks.child())?;
+    let recorder = Recorder::new(tasks, &config.client.named("orch/kubelet"), "kubelet", &config.node_name, &config.clock);
+    let events: Arc<dyn EventSink> = Arc::new(recorder);
+    let own_node = format!("fieldSelector=metadata.name%3D{}", config.node_name);
+    let scope = Scope { namespace: String::new(), query: own_node };
+    let nodes = Informer::<Node>::start(tasks, config.client.clone(), scope);
+    let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
+    let (slot, network) = watch::channel(None);
+    let pods: Arc<Pods> = Arc::default();
+
+    let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
+    until_cancelled(tasks, "node status", async move { node.run(node_informer).await });
+    let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
+    until_cancelled(tasks, "node lease", async move { node.run_lease(node_informer).await });
+    let (node, network_config, group) = (Arc::clone(&keeper), config.clone(), tasks.clone());
+    until_cancelled(tasks, "pod network", async move { run_network(network_config, node, nodes, slot, group).await });
+    let parts = Parts { config, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
+    until_cancelled(tasks, "pods", async move { parts.run().await });
+    Ok(pods)
+}
+
+fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()> + Send + 'static) {
+    let token = tasks.token();
+    tasks.critical(name, async move {
+        if token.run_until_cancelled(work).await.is_some() {
+            tracing::error!("a part of the agent ended by itself");
+        }
+    });
+}
+
+struct Parts {
+    config: AgentConfig,
+    events: Arc<dyn EventSink>,
+    keeper: Arc<NodeKeeper>,
+    network: NetworkSlot,
+    prober: Prober,
+    pods: Arc<Pods>,
+    tasks: TaskGroup,
+}
+
+impl Parts {
+    async fn run(self) {
+        let Self { config, events, keeper, network, prober, pods, tasks } = self;
+        let mut runtime_info = keeper.runtime_info();
+        // Without an engine there is nothing that pods could be done with.
+        let info = match runtime_info.wait_for(Option::is_some).await {
+            Ok(info) => info.clone().unwrap_or_default(),
+            Err(_) => return,
+        };
+        let mailboxes: Arc<Mailboxes> = Arc::default();
+        let told = Arc::clone(&mailboxes);
+        let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let context = Context {
+            node_name: config.node_name.clone(),
+            node_ip: config.node_ip,
+            pods_dir: config.data_dir.join("pods"),
+            owner: config.owner.clone(),
+            cluster_dns: config.cluster_dns,
+            cluster_domain: config.cluster_domain.clone(),
+            client: config.client.clone(),
+            runtime: Arc::clone(&config.runtime),
+            clock: Arc::clone(&config.clock),
+            images: Images::new(Arc::clone(&config.runtime), Arc::clone(&config.clock), Arc::clone(&events)),
+            events,
+            network,
+            sources: Arc::new(sources),
+            volumes: Volumes::default(),
+            prober,
+            pods,
+            offer: offer(&config.data_dir, &info),
+            starts: Semaphore::new((cores * 2).max(4)),
+            tasks: tasks.clone(),
+        };
+        let query = format!("fieldSelector=spec.nodeName%3D{}", config.node_name);
+        let scope = Scope { namespace: String::new(), query };
+        let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
+        let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
+        Dispatcher::new(Arc::new(context), mailboxes, checkpoints).run(informer).await;
+    }
+}
+
+fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
+    let capacity = facts::capacity(data_dir);
+    NodeOffer {
+        allocatable: Allocatable {
+            cpu_milli: capacity.cpus * 1_000,
+            memory_bytes: capacity.memory_bytes,
+            ephemeral_storage_bytes: capacity.ephemeral_storage_bytes,
+        },
+        memory_bytes: capacity.memory_bytes,
+        cgroup_driver: info.cgroup_driver,
+        can_lower_oom_score: info.can_lower_oom_score,
+    }
+}
+
+/// Waits for the node's range, lays the pod network, and looks after its rules when the engine comes back.
+async fn run_network(
+    config: AgentConfig,
+    keeper: Arc<NodeKeeper>,
+    nodes: Arc<Informer<Node>>,
+    slot: watch::Sender<Option<Arc<dyn SandboxNetwork>>>,
+    tasks: TaskGroup,
+) {
+    let mut events = config.runtime.events();
+    let pod_cidr = pod_cidr(&config, &nodes).await;
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let network = loop {
+        let wanted = NetworkConfig { node: config.node_name.clone(), pod_cidr, cluster_cidr: config.cluster_cidr, mtu: MTU };
+        match start_network(&config, wanted, &tasks).await {
+            Ok(network) => break network,
+            Err(error) => {
+                tracing::warn!(%error, "the pod network is not there; trying again");
+                keeper.set_network(Some(&error));
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    };
+    slot.send_replace(Some(Arc::clone(&network) as Arc<dyn SandboxNetwork>));
+    keeper.set_network(None);
+    while let Some(event) = events.next().await {
+        match event {
+            RuntimeEvent::Resync => {
+                network.ensure_rules().await;
+                keeper.look_again();
+            }
+            RuntimeEvent::Down(_) => keeper.look_again(),
+            RuntimeEvent::Container { .. } => {}
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// The node's range: from the API, or, while that does not answer, the one known from before.
+async fn pod_cidr(config: &AgentConfig, nodes: &Informer<Node>) -> Ipv4Net {
+    const API_ANSWERS: Duration = Duration::from_secs(3);
+    let file = config.data_dir.join(POD_CIDR_FILE);
+    let mut changes = nodes.subscribe();
+    let of_node = || {
+        let node = nodes.get("", &config.node_name)?;
+        node.spec.as_ref()?.pod_cidr.as_deref()?.parse::<Ipv4Net>().ok()
+    };
+    let from_api = async {
+        loop {
+            if let Some(found) = of_node() {
+                return found;
+            }
+            if changes.next().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::pin!(from_api);
+    if let Ok(found) = tokio::time::timeout(API_ANSWERS, &mut from_api).await {
+        remember(&file, found).await;
+        return found;
+    }
+    let known = tokio::fs::read_to_string(&file).await.ok().and_then(|text| text.trim().parse().ok());
+    if let Some(known) = known.filter(|_| !nodes.is_synced()) {
+        return known;
+    }
+    let found = from_api.await;
+    remember(&file, found).await;
+    found
+}
+
+async fn remember(file: &Path, pod_cidr: Ipv4Net) {
+    if let Err(error) = tokio::fs::write(file, pod_cidr.to_string()).await {
+        tracing::warn!(path = %file.display(), %error, "the node's range was not noted");
+    }
+}
+
+async fn start_network(config: &AgentConfig, wanted: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<PodNetwork>, String> {
+    let network = PodNetwork::start(wanted, tasks).await.map_err(|error| error.to_string())?;
+    let existing = existing_pods(&*config.runtime, config.data_dir.join("pods")).await.map_err(|error| error.to_string())?;
+    network.restore(existing).await.map_err(|error| error.to_string())?;
+    Ok(network)
+}
+
+/// The sandboxes that ran on, with the addresses that they had.
+async fn existing_pods(runtime: &dyn Runtime, pods_dir: PathBuf) -> Result<Vec<ExistingPod>, crate::cri::RuntimeError> {
+    let mut existing = Vec::new();
+    let containers = runtime.list().await?;
+    let is_sandbox =
+        |all: &std::collections::BTreeMap<String, String>| all.get(labels::TYPE).is_some_and(|kind| kind == "podsandbox");
+    for container in containers.iter().filter(|one| one.state == State::Running && is_sandbox(&one.labels)) {
+        let Some(uid) = container.labels.get(labels::POD_UID) else { continue };
+        let address = tokio::fs::read_to_string(pods_dir.join(uid).join(ADDRESS_FILE)).await.ok();
+        let Some(ip) = address.and_then(|text| text.trim().parse::<Ipv4Addr>().ok()) else { continue };
+        if let Ok(detail) = runtime.inspect(&container.id).await
+            && let Some(sandbox_pid) = detail.pid
+        {
+            existing.push(ExistingPod { uid: uid.clone(), ip, sandbox_pid });
+        }
+    }
+    Ok(existing)
+}

@@ -1,0 +1,254 @@
+//! Images of containers: looked up or pulled by their policy, with the pod's credentials, one pull of an image at a time, and
+//! with a back-off after a failure. The events and their words are those of the kubelet's `image_manager`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::pod::context::{EventSink, reference};
+use crate::cri::{Image, RegistryAuth, Runtime};
+use crate::rt::backoff::exponential;
+use crate::rt::clock::{SharedClock, instant};
+
+const BACKOFF_BASE: Duration = Duration::from_secs(10);
+const BACKOFF_CAP: Duration = Duration::from_secs(300);
+/// Pulls at one time; each already loads several layers.
+const PARALLEL_PULLS: usize = 5;
+
+/// Why a container's image is not there; reason and message go into its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFailure {
+    pub reason: &'static str,
+    pub message: String,
+    /// How long to wait before the next try.
+    pub retry_after: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct Failed {
+    failures: u32,
+    until: Timestamp,
+    message: String,
+}
+
+/// Looks up and pulls images.
+pub struct Images {
+    runtime: Arc<dyn Runtime>,
+    clock: SharedClock,
+    events: Arc<dyn EventSink>,
+    pulls: Semaphore,
+    /// One lock an image: a second pull of it waits for the first and then finds it.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    failed: Mutex<HashMap<(String, String), Failed>>,
+}
+
+impl Images {
+    /// An image manager over a runtime.
+    pub fn new(runtime: Arc<dyn Runtime>, clock: SharedClock, events: Arc<dyn EventSink>) -> Self {
+        let (turns, failed) = (Mutex::default(), Mutex::default());
+        Self { runtime, clock, events, pulls: Semaphore::new(PARALLEL_PULLS), turns, failed }
+    }
+
+    /// Makes sure that the image of a container is there.
+    ///
+    /// # Errors
+    /// [`ImageFailure`] with the waiting reason: `ErrImagePull`, `ImagePullBackOff`, `ErrImageNeverPull`, `ImageInspectError`.
+    pub async fn ensure(&self, pod: &Pod, container: &Container, auths: &[RegistryAuth]) -> Result<Image, ImageFailure> {
+        let reference_text = container.image.clone().unwrap_or_default();
+        let event = |is_warning, reason: &str, message: &str| {
+            self.events.event(&reference(pod, Some(&container.name)), is_warning, reason, message);
+        };
+        let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(&reference_text));
+        let key = (pod.metadata.uid.clone().unwrap_or_default(), reference_text.clone());
+        if policy != "Always" {
+            let found = self.runtime.image(&reference_text).await;
+            let found = found.map_err(|error| inspect_error(&reference_text, &error.to_string()))?;
+            if let Some(image) = found {
+                event(false, "Pulled", &format!("Container image \"{reference_text}\" already present on machine"));
+                self.failed.lock().remove(&key);
+                return Ok(image);
+            }
+        }
+        if policy == "Never" {
+            let message = format!("Container image \"{reference_text}\" is not present with pull policy of Never");
+            event(true, "ErrImageNeverPull", &message);
+            return Err(ImageFailure { reason: "ErrImageNeverPull", message, retry_after: BACKOFF_BASE });
+        }
+        if let Some(failure) = self.backing_off(&key) {
+            event(false, "BackOff", &format!("Back-off pulling image \"{reference_text}\""));
+            return Err(failure);
+        }
+        event(false, "Pulling", &format!("Pulling image \"{reference_text}\""));
+        match self.pull(&reference_text, policy, auths).await {
+            Ok((image, took, waited)) => {
+                self.failed.lock().remove(&key);
+                let (took, waited, size) = (go_duration(took), go_duration(waited), image.size_bytes);
+                event(
+                    false,
+                    "Pulled",
+                    &format!(
+                        "Successfully pulled image \"{reference_text}\" in {took} ({waited} including waiting). \
+                         Image size: {size} bytes."
+                    ),
+                );
+                Ok(image)
+            }
+            Err(why) => {
+                event(true, "Failed", &format!("Failed to pull image \"{reference_text}\": {why}"));
+                event(true, "Failed", "Error: ErrImagePull");
+                Err(self.note_failure(key, why))
+            }
+        }
+    }
+
+    fn backing_off(&self, key: &(String, String)) -> Option<ImageFailure> {
+        let failed = self.failed.lock();
+        let known = failed.get(key)?;
+        let left = Duration::try_from(known.until.duration_since(self.clock.now())).ok().filter(|left| !left.is_zero())?;
+        let message = format!("Back-off pulling image \"{}\": ErrImagePull: {}", key.1, known.message);
+        Some(ImageFailure { reason: "ImagePullBackOff", message, retry_after: left })
+    }
+
+    fn note_failure(&self, key: (String, String), why: String) -> ImageFailure {
+        let mut failed = self.failed.lock();
+        let failures = failed.get(&key).map_or(0, |known| known.failures);
+        let delay = exponential(BACKOFF_BASE, BACKOFF_CAP, failures);
+        let until = self.clock.now() + delay;
+        failed.insert(key, Failed { failures: failures + 1, until, message: why.clone() });
+        // The next look, soon, finds the back-off and says so.
+        ImageFailure { reason: "ErrImagePull", message: why, retry_after: Duration::from_secs(1).min(delay) }
+    }
+
+    async fn look(&self, image: &str) -> Result<Option<Image>, String> {
+        self.runtime.image(image).await.map_err(|error| error.to_string())
+    }
+
+    async fn pull(&self, image: &str, policy: &str, auths: &[RegistryAuth]) -> Result<(Image, Duration, Duration), String> {
+        let asked_at = instant();
+        let turn = Arc::clone(self.turns.lock().entry(image.to_owned()).or_default());
+        let _turn = turn.lock().await;
+        let _permit = self.pulls.acquire().await.map_err(|error| error.to_string())?;
+        let began_at = instant();
+        if policy != "Always"
+            && let Some(found) = self.look(image).await?
+        {
+            return Ok((found, began_at.elapsed(), asked_at.elapsed()));
+        }
+        let fitting: Vec<&RegistryAuth> = auths.iter().filter(|auth| fits(auth, image)).collect();
+        let mut result = Err("no credentials were tried".to_owned());
+        let mut tries: Vec<Option<&RegistryAuth>> = fitting.into_iter().map(Some).collect();
+        if tries.is_empty() {
+            tries.push(None);
+        }
+        for auth in tries {
+            let pulled = self.runtime.pull(image, auth, &|line| tracing::trace!(image, line, "pull")).await;
+            result = pulled.map_err(|error| error.to_string());
+            if result.is_ok() {
+                break;
+            }
+        }
+        self.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
+        result?;
+        let found = self.look(image).await?.ok_or_else(|| format!("image \"{image}\" is not there after it was pulled"))?;
+        Ok((found, began_at.elapsed(), asked_at.elapsed()))
+    }
+}
+
+fn inspect_error(image: &str, why: &str) -> ImageFailure {
+    let message = format!("Failed to inspect image \"{image}\": {why}");
+    ImageFailure { reason: "ImageInspectError", message, retry_after: Duration::from_secs(2) }
+}
+
+/// The policy of a container that names none: as the API server defaults it.
+fn default_policy(image: &str) -> &'static str {
+    let (_, tag) = image.rsplit('/').next().and_then(|last| last.split_once(':')).unwrap_or((image, "latest"));
+    if tag == "latest" && !image.contains('@') { "Always" } else { "IfNotPresent" }
+}
+
+/// A duration as Go prints it, to the millisecond.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1_000 { format!("{millis}ms") } else { format!("{}.{:03}s", millis / 1_000, millis % 1_000) }
+}
+
+/// The registry (and path) that an image comes from.
+fn registry_of(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "docker.io",
+    }
+}
+
+fn fits(auth: &RegistryAuth, image: &str) -> bool {
+    let server = auth.server_address.trim_start_matches("https://").trim_start_matches("http://");
+    let (host, path) = server.split_once('/').unwrap_or((server, ""));
+    let host = if host == "index.docker.io" { "docker.io" } else { host };
+    let path = path.trim_end_matches('/');
+    let is_api_version = matches!(path, "" | "v1" | "v2");
+    host == registry_of(image) && (is_api_version || image.starts_with(&format!("{host}/{path}")))
+}
+
+/// The credentials in a pull secret of type `kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`.
+pub fn credentials(secret: &Secret) -> Vec<RegistryAuth> {
+    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
+    let auths = match (data(".dockerconfigjson"), data(".dockercfg")) {
+        (Some(bytes), _) => parse(bytes).map(|config| config["auths"].clone()),
+        (None, Some(bytes)) => parse(bytes),
+        (None, None) => None,
+    };
+    let auths = auths.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    auths.iter().map(|(server, entry)| credential(server, entry)).collect()
+}
+
+fn credential(server: &str, entry: &Value) -> RegistryAuth {
+    let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
+    let (mut username, mut password) = (text("username"), text("password"));
+    let decoded = STANDARD.decode(text("auth")).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some((user, pass)) = decoded.as_deref().and_then(|pair| pair.split_once(':')).filter(|_| username.is_empty()) {
+        (username, password) = (user.to_owned(), pass.to_owned());
+    }
+    RegistryAuth { username, password, server_address: server.to_owned(), identity_token: text("identitytoken") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn credentials_fit_their_registry() {
+        let config = json!({"auths": {"r.example:5000": {"auth": STANDARD.encode("u:p:q")}}}).to_string();
+        let secret: Secret = serde_json::from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config)}})).unwrap();
+        let all = credentials(&secret);
+        assert_eq!((all[0].username.as_str(), all[0].password.as_str()), ("u", "p:q"));
+        let table = [("r.example:5000/a/b:1", true), ("r.example/a", false), ("nginx", false)];
+        for (image, fitting) in table {
+            assert_eq!(fits(&all[0], image), fitting, "{image}");
+        }
+        let hub = RegistryAuth { server_address: "https://index.docker.io/v1/".to_owned(), ..RegistryAuth::default() };
+        assert!(fits(&hub, "nginx:1.14") && !fits(&hub, "quay.io/x/y"));
+    }
+
+    #[test]
+    fn policies_follow_the_tag() {
+        let table = [
+            ("nginx", "Always"),
+            ("nginx:latest", "Always"),
+            ("r:5000/nginx:1", "IfNotPresent"),
+            ("a@sha256:00", "IfNotPresent"),
+        ];
+        for (image, policy) in table {
+            assert_eq!(default_policy(image), policy, "{image}");
+        }
+    }
+}

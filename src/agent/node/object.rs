@@ -1,0 +1,148 @@
+//! The Node object: what it is registered as, and its status. Pure functions of the machine's facts and the node's health.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::{Value, json};
+
+use super::facts::{Capacity, architecture};
+use crate::agent::AgentConfig;
+
+/// Whether the node can run pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// What keeps the node from being ready, in the kubelet's words; empty when nothing does.
+    pub problems: Vec<String>,
+}
+
+/// Labels that every node carries.
+fn own_labels(config: &AgentConfig) -> BTreeMap<String, String> {
+    let table = [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ];
+    let own = table.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let role = config.is_control_plane.then(|| ("node-role.kubernetes.io/control-plane".to_owned(), "true".to_owned()));
+    own.chain(role).collect()
+}
+
+/// The Node as it is registered.
+pub fn registration(config: &AgentConfig, status: NodeStatus) -> Node {
+    let mut labels = own_labels(config);
+    labels.extend(config.labels.clone());
+    Node {
+        metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        spec: Some(NodeSpec { taints: Some(config.taints.clone()).filter(|taints| !taints.is_empty()), ..NodeSpec::default() }),
+        status: Some(status),
+    }
+}
+
+/// The patch that gives a node that is already registered the labels it must have; `None` if it has them.
+pub fn label_patch(config: &AgentConfig, node: &Node) -> Option<Value> {
+    let present = node.metadata.labels.clone().unwrap_or_default();
+    let missing: BTreeMap<_, _> = own_labels(config).into_iter().filter(|(key, value)| present.get(key) != Some(value)).collect();
+    (!missing.is_empty()).then(|| json!({"metadata": {"labels": missing}}))
+}
+
+/// What a node's status is computed from.
+pub struct StatusInput<'a> {
+    pub config: &'a AgentConfig,
+    pub capacity: Capacity,
+    pub info: NodeSystemInfo,
+    pub health: &'a Health,
+    pub images: Option<Vec<ContainerImage>>,
+    /// The status before: whose conditions keep their times, and which fields are not ours.
+    pub known: &'a NodeStatus,
+    pub now: Timestamp,
+}
+
+/// The status of the node.
+pub fn status(input: StatusInput<'_>) -> NodeStatus {
+    let StatusInput { config, capacity, info, health, images, known, now } = input;
+    let amounts: BTreeMap<String, Typed> = [
+        ("cpu", capacity.cpus.to_string()),
+        ("memory", format!("{}Ki", capacity.memory_bytes >> 10)),
+        ("ephemeral-storage", format!("{}Ki", capacity.ephemeral_storage_bytes >> 10)),
+        ("pods", config.max_pods.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, text)| (name.to_owned(), Typed(text)))
+    .collect();
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    NodeStatus {
+        addresses: Some(vec![address("InternalIP", config.node_ip.to_string()), address("Hostname", config.node_name.clone())]),
+        allocatable: Some(amounts.clone()),
+        capacity: Some(amounts),
+        conditions: Some(conditions(health, known, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
+        }),
+        images: images.or_else(|| known.images.clone()),
+        node_info: Some(info),
+        ..known.clone()
+    }
+}
+
+fn conditions(health: &Health, known: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
+    let fine = |type_: &str, reason: &str, message: &str| (type_.to_owned(), "False", reason.to_owned(), message.to_owned());
+    let ready = if health.problems.is_empty() {
+        ("Ready".to_owned(), "True", "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned())
+    } else {
+        ("Ready".to_owned(), "False", "KubeletNotReady".to_owned(), health.problems.join(", "))
+    };
+    let own = [
+        fine("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        fine("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        fine("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ready,
+    ];
+    let before = known.conditions.as_deref().unwrap_or(&[]);
+    let foreign = before.iter().filter(|known| own.iter().all(|(type_, ..)| *type_ != known.type_)).cloned();
+    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+    let conditions = own.iter().map(|(type_, status, reason, message)| {
+        let same = before.iter().find(|known| known.type_ == *type_ && known.status == *status);
+        NodeCondition {
+            type_: type_.clone(),
+            status: (*status).to_owned(),
+            reason: Some(reason.clone()),
+            message: Some(message.clone()),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: same.and_then(|same| same.last_transition_time.clone()).or_else(|| Some(now.clone())),
+        }
+    });
+    foreign.chain(conditions.collect::<Vec<_>>()).collect()
+}
+
+/// Whether two statuses say the same, heartbeats aside.
+pub fn says_the_same(one: &NodeStatus, other: &NodeStatus) -> bool {
+    let essence = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    essence(one) == essence(other)
+}
+
+/// The patch of a node's status: the fields that the agent owns and that differ.
+///
+/// # Errors
+/// Only when a status does not serialize, which it always does.
+pub fn status_patch(known: &NodeStatus, wanted: &NodeStatus) -> Result<Value, serde_json::Error> {
+    let (known, wanted) = (serde_json::to_value(known)?, serde_json::to_value(wanted)?);
+    let fields = wanted.as_object().into_iter().flatten();
+    let changed: serde_json::Map<String, Value> = fields
+        .filter(|(field, value)| known.get(field.as_str()) != Some(value))
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .collect();
+    Ok(json!({"status": changed}))
+}

@@ -1,0 +1,182 @@
+//! Gives each pod of the node its worker, and each worker its news: pods from the API, containers from the runtime. Containers
+//! whose pod is gone from the API are ended, once the API has been heard.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+
+use super::context::Context;
+use super::mailbox::Mailbox;
+use super::worker::Worker;
+use crate::agent::checkpoint::Checkpoints;
+use crate::client::informer::{Change, Informer};
+use crate::cri::{RuntimeEvent, labels};
+
+/// The mailboxes of the workers by pod uid.
+#[derive(Debug, Default)]
+pub struct Mailboxes(Mutex<HashMap<String, Arc<Mailbox>>>);
+
+impl Mailboxes {
+    fn get(&self, uid: &str) -> Option<Arc<Mailbox>> {
+        self.0.lock().get(uid).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Mailbox>> {
+        self.0.lock().values().cloned().collect()
+    }
+
+    /// Tells a pod's worker that something the pod refers to has changed.
+    pub fn source_changed(&self, uid: &str) {
+        if let Some(mailbox) = self.get(uid) {
+            mailbox.tell(|letters| letters.sources = true);
+        }
+    }
+}
+
+/// Gives pods to workers.
+pub struct Dispatcher {
+    context: Arc<Context>,
+    mailboxes: Arc<Mailboxes>,
+    checkpoints: Checkpoints,
+    is_synced: bool,
+}
+
+impl Dispatcher {
+    /// A dispatcher whose workers are tasks of the context's group.
+    pub fn new(context: Arc<Context>, mailboxes: Arc<Mailboxes>, checkpoints: Checkpoints) -> Self {
+        Self { context, mailboxes, checkpoints, is_synced: false }
+    }
+
+    /// Runs until the agent stops.
+    pub async fn run(mut self, pods: Arc<Informer<Pod>>) {
+        let mut changes = pods.subscribe();
+        let mut events = self.context.runtime.events();
+        let token = self.context.tasks.token();
+        // What was last known runs at once, whether or not the API answers.
+        for pod in self.checkpoints.load().await {
+            self.give(Arc::new(pod));
+        }
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return,
+                change = changes.next() => match change {
+                    Some(Change::Applied { old, new }) => {
+                        let replaced = old.as_ref().filter(|old| old.metadata.uid != new.metadata.uid);
+                        if let Some(old) = replaced {
+                            self.withdraw(old.metadata.uid.as_deref().unwrap_or("")).await;
+                        }
+                        self.give(Arc::clone(&new));
+                        if old.is_none_or(|old| differs(&old, &new)) {
+                            self.checkpoints.save(&new).await;
+                        }
+                    }
+                    Some(Change::Deleted(pod)) => self.withdraw(pod.metadata.uid.as_deref().unwrap_or("")).await,
+                    Some(Change::Synced) => {
+                        self.is_synced = true;
+                        self.forget_missing(&pods).await;
+                        self.adopt_orphans().await;
+                    }
+                    None => return,
+                },
+                event = events.next() => match event {
+                    Some(event) => self.pass_on(event).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn give(&self, pod: Arc<Pod>) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if let Some(mailbox) = self.mailboxes.get(&uid) {
+            return mailbox.tell(|letters| letters.pod = Some(pod));
+        }
+        let mailbox = Arc::new(Mailbox::default());
+        self.mailboxes.0.lock().insert(uid.clone(), Arc::clone(&mailbox));
+        let worker = Worker::new(Arc::clone(&self.context), mailbox, pod);
+        let mailboxes = Arc::clone(&self.mailboxes);
+        self.context.tasks.spawn(async move {
+            worker.run().await;
+            mailboxes.0.lock().remove(&uid);
+        });
+    }
+
+    async fn withdraw(&self, uid: &str) {
+        self.checkpoints.remove(uid).await;
+        if let Some(mailbox) = self.mailboxes.get(uid) {
+            mailbox.tell(|letters| letters.is_gone = true);
+        }
+    }
+
+    /// Pods that are known from before and that the API does not have any more.
+    async fn forget_missing(&self, pods: &Informer<Pod>) {
+        let present: BTreeSet<String> = pods.list().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let known: Vec<String> = self.mailboxes.0.lock().keys().cloned().collect();
+        for uid in known.iter().filter(|uid| !present.contains(*uid)) {
+            self.withdraw(uid).await;
+        }
+    }
+
+    /// Containers whose pod nobody knows: a worker takes each pod down.
+    async fn adopt_orphans(&self) {
+        match self.context.runtime.list().await {
+            Ok(containers) => containers.iter().for_each(|container| self.adopt(&container.labels)),
+            // The runtime says Resync when it is back; the orphans are looked for again then.
+            Err(error) => tracing::debug!(%error, "cannot look for orphaned containers"),
+        }
+    }
+
+    fn adopt(&self, all: &BTreeMap<String, String>) {
+        let label = |name: &str| all.get(name).cloned();
+        let Some(uid) = label(labels::POD_UID).filter(|uid| self.mailboxes.get(uid).is_none()) else { return };
+        tracing::info!(uid, pod = label(labels::POD_NAME), "containers of a pod that is gone: ending them");
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: label(labels::POD_NAME),
+                namespace: label(labels::POD_NAMESPACE),
+                uid: Some(uid.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec::default()),
+            status: None,
+        };
+        self.give(Arc::new(pod));
+        if let Some(mailbox) = self.mailboxes.get(&uid) {
+            mailbox.tell(|letters| letters.is_gone = true);
+        }
+    }
+
+    async fn pass_on(&self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Container { id, labels: all, action } => {
+                match all.get(labels::POD_UID).and_then(|uid| self.mailboxes.get(uid)) {
+                    Some(mailbox) => mailbox.tell(|letters| {
+                        letters.containers.insert(id);
+                    }),
+                    None if self.is_synced && !matches!(action.as_str(), "destroy" | "die" | "kill" | "stop") => self.adopt(&all),
+                    None => {}
+                }
+            }
+            RuntimeEvent::Resync => {
+                self.mailboxes.all().iter().for_each(|mailbox| mailbox.tell(|letters| letters.resync = true));
+                if self.is_synced {
+                    self.adopt_orphans().await;
+                }
+            }
+            RuntimeEvent::Down(why) => tracing::warn!(why, "the container runtime does not answer"),
+        }
+    }
+}
+
+/// Whether a checkpoint of the old pod would mislead: its spec, its deletion or its phase is another.
+fn differs(old: &Pod, new: &Pod) -> bool {
+    let essence = |pod: &Pod| {
+        let (meta, status) = (&pod.metadata, pod.status.as_ref());
+        (meta.uid.clone(), meta.generation, meta.deletion_timestamp.clone(), status.and_then(|status| status.phase.clone()))
+    };
+    essence(old) != essence(new)
+}

@@ -1,0 +1,172 @@
+//! The runtime's spec of a sandbox or container, from the pod's. Pure: whatever must be looked up is handed in.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Capabilities, Container, Pod, PodSecurityContext, PodSpec, SecurityContext};
+
+use super::context::NodeOffer;
+use super::env::expand;
+use super::files;
+use super::resources::{cgroup_parent, container_resources, oom_score_adj, qos_class};
+use super::state::{Member, Role};
+use crate::cri::{ContainerSpec, Image, Mount, Propagation, SandboxSpec, labels};
+
+/// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
+const LOG_MAX_BYTES: u64 = 10 << 20;
+const LOG_MAX_FILES: u32 = 5;
+
+fn text(value: Option<&String>) -> &str {
+    value.map_or("", String::as_str)
+}
+
+/// `k8s_<container>_<pod>_<namespace>_<uid>_<attempt>`; a sandbox's container is `POD`.
+pub fn container_name(pod: &Pod, container: &str, attempt: u32) -> String {
+    let meta = &pod.metadata;
+    let (name, namespace, uid) = (text(meta.name.as_ref()), text(meta.namespace.as_ref()), text(meta.uid.as_ref()));
+    format!("k8s_{container}_{name}_{namespace}_{uid}_{attempt}")
+}
+
+fn base_labels(pod: &Pod, owner: &str, kind: &str, attempt: u32) -> BTreeMap<String, String> {
+    let meta = &pod.metadata;
+    let table = [
+        (labels::POD_NAME, text(meta.name.as_ref())),
+        (labels::POD_NAMESPACE, text(meta.namespace.as_ref())),
+        (labels::POD_UID, text(meta.uid.as_ref())),
+        (labels::TYPE, kind),
+        (labels::OWNER, owner),
+        (labels::ATTEMPT, &attempt.to_string()),
+    ];
+    table.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// The sandbox of a pod.
+pub fn sandbox_spec(pod: &Pod, attempt: u32, owner: &str, domain: &str, offer: &NodeOffer) -> SandboxSpec {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    let host_network = spec.host_network == Some(true);
+    SandboxSpec {
+        name: container_name(pod, "POD", attempt),
+        hostname: if host_network { String::new() } else { files::sandbox_hostname(pod, domain) },
+        labels: base_labels(pod, owner, "podsandbox", attempt),
+        host_network,
+        host_pid: spec.host_pid == Some(true),
+        host_ipc: spec.host_ipc == Some(true),
+        sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
+    }
+}
+
+/// What a container's spec is made from, beside the pod.
+pub struct ContainerInput<'a> {
+    pub pod: &'a Pod,
+    pub member: &'a Member,
+    pub attempt: u32,
+    pub owner: &'a str,
+    pub offer: &'a NodeOffer,
+    pub image: &'a Image,
+    pub sandbox_id: &'a str,
+    pub env: Vec<(String, String)>,
+    pub mounts: Vec<Mount>,
+}
+
+/// A container of a pod.
+///
+/// # Errors
+/// The kubelet's words, for `CreateContainerConfigError`.
+pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String> {
+    let ContainerInput { pod, member, attempt, owner, offer, image, sandbox_id, env, mounts } = input;
+    let (container, default) = (&member.spec, PodSpec::default());
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let pod_security = spec.security_context.clone().unwrap_or_default();
+    let security = container.security_context.clone().unwrap_or_default();
+    let user = user(pod, container, &pod_security, &security, image)?;
+    let (capabilities_add, capabilities_drop) = capabilities(security.capabilities.as_ref());
+    let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let expand_all = |words: &Vec<String>| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>();
+    let nonempty = |words: &&Vec<String>| !words.is_empty();
+    let mut labels = base_labels(pod, owner, "container", attempt);
+    labels.insert(labels::CONTAINER_NAME.to_owned(), container.name.clone());
+    labels.insert(labels::SANDBOX_ID.to_owned(), sandbox_id.to_owned());
+    labels.insert(labels::SPEC_HASH.to_owned(), member.hash.clone());
+    let privileged = security.privileged == Some(true);
+    let score = oom_score_adj(pod, container, offer.memory_bytes);
+    let groups = pod_security.supplemental_groups.iter().flatten().copied().chain(pod_security.fs_group);
+    Ok(ContainerSpec {
+        name: container_name(pod, &container.name, attempt),
+        image: container.image.clone().unwrap_or_default(),
+        command: container.command.as_ref().filter(nonempty).map(expand_all),
+        args: container.args.as_ref().filter(nonempty).map(expand_all),
+        env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        working_dir: text(container.working_dir.as_ref()).to_owned(),
+        labels,
+        mounts,
+        sandbox_id: sandbox_id.to_owned(),
+        share_pid: spec.share_process_namespace == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        user,
+        supplemental_groups: groups.collect(),
+        privileged,
+        read_only_rootfs: security.read_only_root_filesystem == Some(true),
+        no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
+        capabilities_add,
+        capabilities_drop,
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
+        tty: container.tty == Some(true),
+        stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
+        resources: if member.role == Role::Ephemeral { Default::default() } else { container_resources(container) },
+        oom_score_adj: Some(score).filter(|score| *score >= 0 || offer.can_lower_oom_score),
+        cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
+        log_max_bytes: LOG_MAX_BYTES,
+        log_max_files: LOG_MAX_FILES,
+    })
+}
+
+fn user(
+    pod: &Pod,
+    container: &Container,
+    pod_security: &PodSecurityContext,
+    security: &SecurityContext,
+    image: &Image,
+) -> Result<String, String> {
+    let uid = security.run_as_user.or(pod_security.run_as_user);
+    let gid = security.run_as_group.or(pod_security.run_as_group);
+    if security.run_as_non_root.or(pod_security.run_as_non_root) == Some(true) {
+        let whose = format!("(pod: \"{}\", container: {})", super::status::full_name(pod), container.name);
+        let image_user = image.user.split(':').next().unwrap_or("");
+        match (uid, image_user.parse::<i64>()) {
+            (Some(0), _) => return Err(format!("container's runAsUser breaks non-root policy {whose}")),
+            (Some(_), _) => {}
+            (None, Ok(0)) => return Err(format!("container has runAsNonRoot and image will run as root {whose}")),
+            (None, Ok(_)) => {}
+            (None, Err(_)) if image_user.is_empty() || image_user == "root" => {
+                return Err(format!("container has runAsNonRoot and image will run as root {whose}"));
+            }
+            (None, Err(_)) => {
+                return Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({image_user}), cannot verify user is non-root {whose}"
+                ));
+            }
+        }
+    }
+    Ok(match (uid, gid) {
+        (Some(uid), Some(gid)) => format!("{uid}:{gid}"),
+        (Some(uid), None) => uid.to_string(),
+        (None, Some(gid)) if image.user.is_empty() => format!("0:{gid}"),
+        (None, Some(gid)) => format!("{}:{gid}", image.user.split(':').next().unwrap_or("0")),
+        (None, None) => String::new(),
+    })
+}
+
+fn capabilities(capabilities: Option<&Capabilities>) -> (Vec<String>, Vec<String>) {
+    let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
+    let add = list(capabilities.and_then(|all| all.add.as_ref()));
+    (add, list(capabilities.and_then(|all| all.drop.as_ref())))
+}
+
+/// A bind mount that containers of one pod share.
+pub fn bind(host_path: PathBuf, container_path: &str, read_only: bool) -> Mount {
+    Mount { host_path, container_path: container_path.to_owned(), read_only, propagation: Propagation::Private }
+}

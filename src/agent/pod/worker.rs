@@ -1,0 +1,441 @@
+//! The worker of one pod: looks at pod and containers, asks [`actions`](super::actions) what to do, does it, and brings the status
+//! to the API. Everything slow runs as an operation beside the loop, so that a pull or a grace period holds up nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, BoxFuture};
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::actions::{self, Desire, Situation};
+use super::context::{Context, MountedVolumes};
+use super::mailbox::{Letters, Mailbox};
+use super::patch::status_patch;
+use super::sandbox::{Progress, ProgressSender, SandboxUp};
+use super::start::StartFailure;
+use super::state::{Member, PodRuntime, Records, members};
+use super::status::{self, Ended, Observation};
+use super::stop::grace_of;
+use crate::agent::pods::{ContainerInstance, ContainerLookup, PodView};
+use crate::agent::volume::VolumeError;
+use crate::client::{ClientError, DeleteOptions, PatchKind, Preconditions};
+use crate::cri::{ContainerDetail, RuntimeError, labels};
+use crate::rt::Backoff;
+
+/// How an operation ended.
+pub(super) enum Done {
+    Sandbox(Result<SandboxUp, String>),
+    Volumes(Result<MountedVolumes, VolumeError>),
+    Start(String, Result<ContainerDetail, StartFailure>),
+    Kill(String, Result<Option<ContainerDetail>, RuntimeError>),
+    Removed(Vec<String>),
+    TornDown(Result<(), String>),
+    Patched(Result<Box<Pod>, ClientError>),
+    Deleted(Result<(), ClientError>),
+    Refreshed(Result<(), VolumeError>),
+    /// It was given up because something else is wanted now.
+    Aborted,
+}
+
+/// What is left of the pod beside its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// Sandbox, network, volumes: perhaps.
+    Everything,
+    /// Only dead containers, for their logs.
+    Containers,
+    Nothing,
+}
+
+/// An operation on a container that is under way.
+pub(super) struct InFlight {
+    pub abort: AbortHandle,
+    /// The grace of a kill; a start has none.
+    pub grace: Option<Duration>,
+}
+
+/// The worker of one pod.
+pub(super) struct Worker {
+    pub context: Arc<Context>,
+    pub mailbox: Arc<Mailbox>,
+    pub pod: Arc<Pod>,
+    pub uid: String,
+    pub members: Vec<Member>,
+    pub is_gone: bool,
+    pub runtime: PodRuntime,
+    pub records: Records,
+    pub ended: Option<Ended>,
+    pub started_at: Timestamp,
+    pub progress: ProgressSender,
+    pub operations: FuturesUnordered<BoxFuture<'static, Done>>,
+    pub containers: BTreeMap<String, InFlight>,
+    pub sandbox: Option<AbortHandle>,
+    pub volumes: Option<AbortHandle>,
+    pub volumes_retry: (Option<Timestamp>, Backoff),
+    pub is_tearing_down: bool,
+    pub remains: Remains,
+    pub retry_at: Option<Timestamp>,
+    pub retry: Backoff,
+    pub probes: BTreeMap<String, CancellationToken>,
+    /// Ids that the worker itself removes.
+    pub removing: BTreeSet<String>,
+    needs_refresh: bool,
+    refresh_volumes: bool,
+    is_patching: bool,
+    is_deleted: bool,
+    patch_retry: (Option<Timestamp>, Backoff),
+}
+
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(120))
+}
+
+impl Worker {
+    pub(super) fn new(context: Arc<Context>, mailbox: Arc<Mailbox>, pod: Arc<Pod>) -> Self {
+        let now = context.clock.now();
+        Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            members: members(&pod),
+            context,
+            mailbox,
+            pod,
+            is_gone: false,
+            runtime: PodRuntime::default(),
+            records: Records::default(),
+            ended: None,
+            started_at: now,
+            progress: Arc::new(watch::Sender::new(Progress::default())),
+            operations: FuturesUnordered::new(),
+            containers: BTreeMap::new(),
+            sandbox: None,
+            volumes: None,
+            volumes_retry: (None, backoff()),
+            is_tearing_down: false,
+            remains: Remains::Everything,
+            retry_at: None,
+            retry: backoff(),
+            probes: BTreeMap::new(),
+            removing: BTreeSet::new(),
+            needs_refresh: true,
+            refresh_volumes: false,
+            is_patching: false,
+            is_deleted: false,
+            patch_retry: (None, Backoff::new(Duration::from_millis(200), Duration::from_secs(10))),
+        }
+    }
+
+    /// Runs until the pod is gone from the API and nothing of it is left, or until the agent stops (its containers go on).
+    pub(super) async fn run(mut self) {
+        let token = self.context.tasks.token();
+        while !self.is_over() {
+            let wake_at = self.step().await;
+            if self.is_over() {
+                break;
+            }
+            let sleep = wake_at.map(|at| Duration::try_from(at.duration_since(self.context.clock.now())).unwrap_or_default());
+            let mailbox = Arc::clone(&self.mailbox);
+            tokio::select! {
+                () = token.cancelled() => break,
+                () = mailbox.wait() => {}
+                Some(done) = self.operations.next() => self.note(done),
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
+            }
+        }
+        self.probes.values().for_each(CancellationToken::cancel);
+        if self.is_over() {
+            self.context.pods.withdraw(&self.pod);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_gone && self.remains == Remains::Nothing
+    }
+
+    /// One round: look, decide, do, tell. Returns when to look again if nothing happens.
+    async fn step(&mut self) -> Option<Timestamp> {
+        // Operations that are done together are noted together: one status for all of them.
+        while let Some(Some(done)) = futures_util::FutureExt::now_or_never(self.operations.next()) {
+            self.note(done);
+        }
+        let letters = self.mailbox.take();
+        let mut wake_at = self.look(letters).await;
+        let now = self.context.clock.now();
+        let desire = self.desire(now, &mut wake_at);
+        if desire == Desire::Stop {
+            self.give_up_starts();
+            if self.needs_refresh {
+                wake_at = earliest(wake_at, self.look(Letters::default()).await);
+            }
+        }
+        self.sync_probes();
+        let in_flight: BTreeSet<String> = self.containers.keys().cloned().collect();
+        let plan = actions::plan(&Situation {
+            pod: &self.pod,
+            members: &self.members,
+            desire,
+            runtime: &self.runtime,
+            records: &self.records,
+            in_flight: &in_flight,
+            sandbox_in_flight: self.sandbox.is_some(),
+            now,
+        });
+        wake_at = earliest(wake_at, plan.wake_at);
+        wake_at = earliest(wake_at, self.perform(desire, plan, now));
+        earliest(wake_at, self.tell(desire, now))
+    }
+
+    /// Takes in what was told, and looks at the containers that changed.
+    async fn look(&mut self, letters: Letters) -> Option<Timestamp> {
+        self.is_gone |= letters.is_gone;
+        if let Some(pod) = letters.pod {
+            self.take_pod(pod);
+        }
+        self.refresh_volumes |= letters.sources;
+        for (id, news) in letters.probes {
+            self.take_probe_news(&id, news);
+        }
+        let result =
+            if letters.resync || self.needs_refresh { self.refresh().await } else { self.inspect(&letters.containers).await };
+        match result {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::debug!(pod = self.uid, %error, "cannot look at the pod's containers");
+                self.needs_refresh = true;
+                Some(self.context.clock.now() + Duration::from_secs(1))
+            }
+        }
+    }
+
+    fn take_pod(&mut self, pod: Arc<Pod>) {
+        if revision(&pod) < revision(&self.pod) {
+            return;
+        }
+        let annotations = (&pod.metadata.annotations, &pod.metadata.labels);
+        self.refresh_volumes |= annotations != (&self.pod.metadata.annotations, &self.pod.metadata.labels);
+        self.members = members(&pod);
+        self.pod = pod;
+        let grace = grace_of(&self.pod);
+        // A shorter grace period (`kubectl delete --force`) replaces one that runs.
+        for (_, kill) in self.containers.extract_if(.., |_, kill| kill.grace.is_some_and(|running| grace < running)) {
+            kill.abort.abort();
+            self.needs_refresh = true;
+        }
+    }
+
+    /// Looks at all containers of the pod.
+    async fn refresh(&mut self) -> Result<(), RuntimeError> {
+        let mine = |labels: &BTreeMap<String, String>| labels.get(labels::POD_UID) == Some(&self.uid);
+        let all = self.context.runtime.list().await?;
+        let ids: BTreeSet<String> = all.into_iter().filter(|one| mine(&one.labels)).map(|one| one.id).collect();
+        let known: BTreeSet<String> = self.runtime.ids().into_iter().chain(ids).collect();
+        self.inspect(&known).await?;
+        let is_first = self.needs_refresh;
+        self.needs_refresh = false;
+        if is_first {
+            self.recover();
+        }
+        Ok(())
+    }
+
+    async fn inspect(&mut self, ids: &BTreeSet<String>) -> Result<(), RuntimeError> {
+        let details = ids.iter().map(|id| async { (id.clone(), self.context.runtime.inspect(id).await) });
+        for (id, detail) in futures_util::future::join_all(details).await {
+            match detail {
+                Ok(detail) => self.put(detail).await,
+                Err(RuntimeError::NotFound(_)) => self.lose(&id),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn put(&mut self, detail: ContainerDetail) {
+        let (name, id) = (detail.labels.get(labels::CONTAINER_NAME).cloned(), detail.id.clone());
+        self.runtime.put(detail);
+        let instances = name.as_ref().and_then(|name| self.runtime.containers.get_mut(name));
+        let found = instances.and_then(|list| list.iter_mut().find(|instance| instance.detail.id == id));
+        let Some(instance) = found.filter(|instance| instance.is_exited() && instance.message.is_none()) else { return };
+        let member = self.members.iter().find(|member| Some(member.name()) == name.as_deref());
+        instance.message = Some(super::perform::termination_message(&self.context, &self.pod, member, instance).await);
+    }
+
+    /// Works out what else the loop must see to, from what an operation gave.
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Patched(result) => self.note_patched(result),
+            Done::Deleted(Ok(())) => self.is_deleted = true,
+            Done::Deleted(Err(error)) if error.is_not_found() => self.is_gone = true,
+            Done::Deleted(Err(error)) => self.note_api_failure(&error),
+            other => self.note_operation(other),
+        }
+    }
+
+    fn note_patched(&mut self, result: Result<Box<Pod>, ClientError>) {
+        self.is_patching = false;
+        match result {
+            Ok(pod) => {
+                self.patch_retry.1.reset();
+                self.patch_retry.0 = None;
+                self.take_pod(Arc::new(*pod));
+            }
+            Err(error) if error.is_not_found() => self.is_gone = true,
+            Err(error) => self.note_api_failure(&error),
+        }
+    }
+
+    fn note_api_failure(&mut self, error: &ClientError) {
+        tracing::debug!(pod = self.uid, %error, "the API server did not take the pod's status");
+        self.is_patching = false;
+        self.patch_retry.0 = Some(self.context.clock.now() + self.patch_retry.1.next_delay());
+    }
+
+    /// What is wanted of the pod now.
+    fn desire(&mut self, now: Timestamp, wake_at: &mut Option<Timestamp>) -> Desire {
+        let known_phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let is_over = matches!(known_phase, Some("Succeeded" | "Failed"));
+        if self.is_gone || self.pod.metadata.deletion_timestamp.is_some() || is_over || self.ended.is_some() {
+            return Desire::Stop;
+        }
+        if status::is_finished(&self.pod, &self.members, &self.runtime) {
+            return Desire::Stop;
+        }
+        let started_at =
+            self.pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map_or(self.started_at, |at| at.0);
+        let limit = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+        let Some(deadline) = limit.and_then(|limit| started_at.checked_add(jiff::SignedDuration::from_secs(limit)).ok()) else {
+            return Desire::Run;
+        };
+        if deadline > now {
+            *wake_at = earliest(*wake_at, Some(deadline));
+            return Desire::Run;
+        }
+        let message = "Pod was active on the node longer than the specified deadline".to_owned();
+        self.context.event(&self.pod, None, false, "DeadlineExceeded", &message);
+        self.ended = Some(Ended { reason: "DeadlineExceeded".to_owned(), message });
+        Desire::Stop
+    }
+
+    /// Ends what was begun to make the pod run.
+    fn give_up_starts(&mut self) {
+        let starts = self.containers.extract_if(.., |_, operation| operation.grace.is_none()).map(|(_, start)| start.abort);
+        let others = [self.sandbox.take(), self.volumes.take()].into_iter().flatten();
+        for abort in starts.chain(others) {
+            abort.abort();
+            self.needs_refresh = true;
+        }
+    }
+
+    /// Brings the status to the API and to the kubelet server; deletes the pod when nothing of it is left.
+    fn tell(&mut self, desire: Desire, now: Timestamp) -> Option<Timestamp> {
+        let is_terminal = desire == Desire::Stop
+            && !self.runtime.instances().any(|(_, instance)| instance.is_running())
+            && self.containers.is_empty();
+        let wanted = self.status(is_terminal, now);
+        self.publish(&wanted);
+        if self.is_gone || self.is_patching || self.is_deleted {
+            return None;
+        }
+        if let Some(at) = self.patch_retry.0.filter(|at| *at > now) {
+            return Some(at);
+        }
+        let (namespace, name) = (text(&self.pod.metadata.namespace), text(&self.pod.metadata.name));
+        let client = self.context.client.clone();
+        let known = self.pod.status.clone().unwrap_or_default();
+        match status_patch(&self.uid, &known, &wanted) {
+            Ok(Some(patch)) => {
+                self.is_patching = true;
+                self.operations.push(Box::pin(async move {
+                    let patched = client.patch::<Pod>(&namespace, &name, Some("status"), PatchKind::Strategic, &patch).await;
+                    Done::Patched(patched.map(Box::new))
+                }));
+            }
+            Ok(None) if self.remains == Remains::Nothing && self.pod.metadata.deletion_timestamp.is_some() => {
+                self.is_patching = true;
+                let preconditions = Some(Preconditions { uid: Some(self.uid.clone()), resource_version: None });
+                let options = DeleteOptions { grace_period_seconds: Some(0), preconditions, ..DeleteOptions::default() };
+                self.operations
+                    .push(Box::pin(async move { Done::Deleted(client.delete::<Pod>(&namespace, &name, &options).await) }));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(pod = self.uid, %error, "the pod's status does not serialize"),
+        }
+        None
+    }
+
+    fn status(&self, is_terminal: bool, now: Timestamp) -> PodStatus {
+        let known = self.pod.status.clone().unwrap_or_default();
+        let was_terminal = matches!(known.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let has_instances = !self.runtime.containers.is_empty();
+        // What is final stays, also when its containers are gone; what never ran has nothing to say about its end.
+        if was_terminal && !has_instances || is_terminal && !has_instances && self.ended.is_none() {
+            return known;
+        }
+        let computed = status::compute(&Observation {
+            pod: &self.pod,
+            members: &self.members,
+            runtime: &self.runtime,
+            records: &self.records,
+            host_ip: self.context.node_ip,
+            started_at: self.started_at,
+            ended: self.ended.as_ref(),
+            is_terminal,
+            now,
+        });
+        if was_terminal { PodStatus { phase: known.phase, ..computed } } else { computed }
+    }
+
+    fn publish(&self, status: &PodStatus) {
+        let statuses = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+        let waiting = |name: &str| {
+            let status = statuses.iter().flat_map(|list| list.iter().flatten()).find(|status| status.name == name)?;
+            status.state.as_ref()?.waiting.as_ref()?.reason.clone()
+        };
+        let instance = |instance: &super::state::Instance| ContainerInstance {
+            id: instance.detail.id.clone(),
+            state: instance.detail.state,
+            attempt: instance.attempt,
+            log_path: instance.detail.log_path.clone(),
+            tty: instance.detail.tty,
+        };
+        let containers = self.members.iter().map(|member| {
+            let name = member.name();
+            let lookup = ContainerLookup {
+                pod_uid: self.uid.clone(),
+                container: name.to_owned(),
+                current: self.runtime.latest(name).map(instance),
+                previous: self.runtime.previous(name).map(instance),
+                waiting_reason: waiting(name),
+            };
+            (name.to_owned(), lookup)
+        });
+        let pod = Pod { status: Some(status.clone()), ..(*self.pod).clone() };
+        self.context.pods.publish(PodView { pod: Arc::new(pod), containers: containers.collect() });
+    }
+
+    /// Whether volumes are to be brought up to date; asked once a change.
+    pub(super) fn takes_volume_refresh(&mut self) -> bool {
+        std::mem::take(&mut self.refresh_volumes)
+    }
+}
+
+fn text(value: &Option<String>) -> String {
+    value.clone().unwrap_or_default()
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0)
+}
+
+/// The earlier of two times, where there are any.
+pub(super) fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

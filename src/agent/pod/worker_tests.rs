@@ -1,0 +1,1 @@
+//! Whole lives of pods over the fake runtime.

@@ -1,0 +1,125 @@
+//! Probes and lifecycle hooks: one look into a container, by command, HTTP, TCP or gRPC. When to look is the pod worker's matter.
+
+pub mod hook;
+
+mod grpc;
+mod http;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::cri::{ExecSpec, Runtime};
+use crate::http::connector::Connector;
+use crate::http::tls::{ClientTls, TlsError, Trust};
+use crate::rt::TaskGroup;
+
+/// Most bytes of a command's or a server's answer that are kept for the event.
+const OUTPUT_BYTES: u64 = 10 << 10;
+
+/// Looks into containers.
+pub struct Prober {
+    runtime: Arc<dyn Runtime>,
+    connector: Connector,
+}
+
+impl Prober {
+    /// A prober over a runtime; its connections are tasks of `tasks`. HTTPS probes verify no certificate, as upstream.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(runtime: Arc<dyn Runtime>, tasks: TaskGroup) -> Result<Self, TlsError> {
+        let tls = ClientTls::new(&Trust::Insecure, None)?;
+        Ok(Self { runtime, connector: Connector::new(tls, tasks) })
+    }
+
+    /// Looks once.
+    ///
+    /// # Errors
+    /// What is wrong, in the kubelet's words: the text after `Readiness probe failed: `.
+    pub async fn check(&self, probe: &Probe, target: &Target<'_>) -> Result<(), String> {
+        let timeout = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1));
+        let look = async {
+            if let Some(exec) = &probe.exec {
+                let command = exec.command.clone().unwrap_or_default();
+                self.exec(target.id, command).await
+            } else if let Some(get) = &probe.http_get {
+                http::get(&self.connector, get, target, "kube-probe/1.36").await
+            } else if let Some(tcp) = &probe.tcp_socket {
+                let host = tcp.host.clone().filter(|host| !host.is_empty());
+                let port = port(&tcp.port, target.container)?;
+                tcp_connect(&target.host(host)?, port).await
+            } else if let Some(grpc) = &probe.grpc {
+                let service = grpc.service.as_deref().unwrap_or("");
+                grpc::check(&self.connector, &target.host(None)?, u16::try_from(grpc.port).unwrap_or(0), service).await
+            } else {
+                Err("missing probe handler".to_owned())
+            }
+        };
+        match tokio::time::timeout(timeout, look).await {
+            Ok(result) => result,
+            Err(_) if probe.exec.is_some() => Err(format!("command timed out: command timed out after {}s", timeout.as_secs())),
+            Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
+        }
+    }
+
+    /// Runs a command in a container.
+    async fn exec(&self, id: &str, command: Vec<String>) -> Result<(), String> {
+        let spec = ExecSpec { command, stdin: false, stdout: true, stderr: true, tty: false };
+        let session = self.runtime.exec(id, &spec).await.map_err(|error| error.to_string())?;
+        let (stdout, stderr) = futures_util::future::join(read(session.stdout), read(session.stderr)).await;
+        match session.control.exit_code().await {
+            Ok(0) => Ok(()),
+            Ok(code) if stdout.is_empty() && stderr.is_empty() => Err(format!("command terminated with exit code {code}")),
+            Ok(_) => Err(format!("{stdout}{stderr}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// The container that is looked into.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub container: &'a Container,
+    pub id: &'a str,
+    pub pod_ip: Option<IpAddr>,
+}
+
+impl Target<'_> {
+    fn host(&self, named: Option<String>) -> Result<String, String> {
+        named.or_else(|| self.pod_ip.map(|ip| ip.to_string())).ok_or_else(|| "the pod has no address".to_owned())
+    }
+}
+
+/// The begin of what a command prints, read to its end.
+async fn read(stream: Option<std::pin::Pin<Box<dyn AsyncRead + Send>>>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        let kept = (&mut stream).take(OUTPUT_BYTES).read_to_end(&mut bytes).await;
+        let rest = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        // What cannot be read is no reason to call the container unhealthy; its exit code decides.
+        tracing::trace!(?kept, ?rest, "output of a command");
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).map_err(|_| format!("invalid port number: {number}")),
+        IntOrString::String(name) => {
+            let mut ports = container.ports.iter().flatten();
+            let named = ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port);
+            let number = named.or_else(|| name.parse().ok()).ok_or_else(|| format!("couldn't find port: {name}"))?;
+            u16::try_from(number).map_err(|_| format!("invalid port number: {number}"))
+        }
+    }
+}
+
+async fn tcp_connect(host: &str, port: u16) -> Result<(), String> {
+    let connected = tokio::net::TcpStream::connect((host, port)).await;
+    connected.map(drop).map_err(|error| format!("dial tcp {host}:{port}: {error}"))
+}

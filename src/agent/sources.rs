@@ -1,0 +1,140 @@
+//! ConfigMaps, Secrets and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
+//! a pod needs it; a change tells the pods that use it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use parking_lot::Mutex;
+
+use crate::client::informer::{Change, Informer, Scope};
+use crate::client::{ApiObject, Client};
+use crate::rt::TaskGroup;
+
+/// How long to wait for the API to show an object for the first time.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
+/// Tells the pod with this uid that something it refers to has changed.
+pub type Changed = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Why an object cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("timed out waiting for {kind} \"{name}\": the API server does not answer")]
+pub struct SourceError {
+    kind: &'static str,
+    name: String,
+}
+
+struct Watched<K> {
+    informer: Arc<Informer<K>>,
+    tasks: TaskGroup,
+    users: Arc<Mutex<BTreeSet<String>>>,
+}
+
+struct Kept<K>(Mutex<HashMap<(String, String), Watched<K>>>);
+
+impl<K> Default for Kept<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// The objects that pods on this node refer to.
+pub struct Sources {
+    tasks: TaskGroup,
+    client: Client,
+    changed: Changed,
+    config_maps: Kept<ConfigMap>,
+    secrets: Kept<Secret>,
+    services: Arc<Informer<Service>>,
+}
+
+impl Sources {
+    /// Starts to watch Services, in tasks of `tasks`; the rest is watched when it is asked for.
+    pub fn new(tasks: &TaskGroup, client: Client, changed: Changed) -> Self {
+        let services = Informer::start(tasks, client.clone(), Scope::all());
+        Self { tasks: tasks.clone(), client, changed, config_maps: Kept::default(), secrets: Kept::default(), services }
+    }
+
+    /// A ConfigMap for the pod `uid`; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the API does not answer and the object was not known before: try again.
+    pub async fn config_map(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        self.look(&self.config_maps, uid, namespace, name).await
+    }
+
+    /// A Secret for the pod `uid`; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn secret(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError> {
+        self.look(&self.secrets, uid, namespace, name).await
+    }
+
+    /// All Services, once they are known.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn services(&self) -> Result<Vec<Arc<Service>>, SourceError> {
+        let synced = tokio::time::timeout(FIRST_LOOK, self.services.synced()).await;
+        synced.map_err(|_| SourceError { kind: "services", name: "all".to_owned() })?;
+        Ok(self.services.list())
+    }
+
+    /// Forgets that a pod uses anything; what nobody uses is watched no longer.
+    pub fn release(&self, uid: &str) {
+        release(&self.config_maps, uid);
+        release(&self.secrets, uid);
+    }
+
+    async fn look<K: ApiObject>(
+        &self,
+        kept: &Kept<K>,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<K>>, SourceError> {
+        let informer = {
+            let mut kept = kept.0.lock();
+            let key = (namespace.to_owned(), name.to_owned());
+            let watched = kept.entry(key).or_insert_with(|| self.watch(namespace, name));
+            watched.users.lock().insert(uid.to_owned());
+            Arc::clone(&watched.informer)
+        };
+        let synced = tokio::time::timeout(FIRST_LOOK, informer.synced()).await;
+        synced.map_err(|_| SourceError { kind: K::KIND, name: name.to_owned() })?;
+        Ok(informer.get(namespace, name))
+    }
+
+    fn watch<K: ApiObject>(&self, namespace: &str, name: &str) -> Watched<K> {
+        let tasks = self.tasks.child();
+        let scope = Scope { namespace: namespace.to_owned(), query: format!("fieldSelector=metadata.name%3D{name}") };
+        let informer = Informer::<K>::start(&tasks, self.client.clone(), scope);
+        let users: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let (mut changes, changed, known) = (informer.subscribe(), Arc::clone(&self.changed), Arc::clone(&users));
+        let token = tasks.token();
+        tasks.spawn(async move {
+            while let Some(Some(change)) = token.run_until_cancelled(changes.next()).await {
+                if matches!(change, Change::Synced) {
+                    continue;
+                }
+                let users: Vec<String> = known.lock().iter().cloned().collect();
+                users.iter().for_each(|uid| changed(uid));
+            }
+        });
+        Watched { informer, tasks, users }
+    }
+}
+
+fn release<K>(kept: &Kept<K>, uid: &str) {
+    kept.0.lock().retain(|_, watched| {
+        let mut users = watched.users.lock();
+        users.remove(uid);
+        if users.is_empty() {
+            watched.tasks.cancel();
+        }
+        !users.is_empty()
+    });
+}

@@ -1,0 +1,220 @@
+//! The content of volumes that come from the API: ConfigMap, Secret, downward API, and projections of all these and of tokens.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
+    VolumeProjection,
+};
+
+use super::atomic::{FileContent, Files};
+use super::{Volumes, is_local};
+use crate::agent::pod::context::Context;
+use crate::agent::pod::fields::{field_value, resource_value};
+use crate::client::ClientError;
+
+const DEFAULT_MODE: i32 = 0o644;
+
+/// What a volume is to hold.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    pub files: Files,
+    /// Secrets never touch the disk.
+    pub on_tmpfs: bool,
+    /// When a token in it must be renewed.
+    pub renew_at: Option<Timestamp>,
+}
+
+/// Why the content is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    /// Something is missing or wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The API does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<crate::agent::sources::SourceError> for GatherError {
+    fn from(error: crate::agent::sources::SourceError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<ClientError> for GatherError {
+    fn from(error: ClientError) -> Self {
+        let why = format!("failed to fetch token: {error}");
+        if error.api().is_some() { Self::Invalid(why) } else { Self::Unavailable(why) }
+    }
+}
+
+fn invalid(why: impl Into<String>) -> GatherError {
+    GatherError::Invalid(why.into())
+}
+
+/// All that is at hand while gathering.
+struct Gatherer<'a> {
+    volumes: &'a Volumes,
+    context: &'a Context,
+    pod: &'a Pod,
+    pod_ip: Option<IpAddr>,
+    out: Gathered,
+}
+
+/// The content of a volume and the name of its plugin; `None` for a kind that has no content of its own.
+pub async fn gather(
+    volumes: &Volumes,
+    context: &Context,
+    pod: &Pod,
+    volume: &Volume,
+    pod_ip: Option<IpAddr>,
+) -> Option<(&'static str, Result<Gathered, GatherError>)> {
+    let mut gatherer = Gatherer { volumes, context, pod, pod_ip, out: Gathered::default() };
+    let (plugin, result) = if let Some(source) = &volume.config_map {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let result = gatherer.config_map(&source.name, source.items.as_deref(), source.optional == Some(true), mode).await;
+        ("kubernetes.io~configmap", result)
+    } else if let Some(source) = &volume.secret {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let name = source.secret_name.as_deref().unwrap_or("");
+        let result = gatherer.secret(name, source.items.as_deref(), source.optional == Some(true), mode).await;
+        ("kubernetes.io~secret", result)
+    } else if let Some(source) = &volume.downward_api {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        ("kubernetes.io~downward-api", gatherer.downward(source.items.as_deref(), mode))
+    } else if let Some(source) = &volume.projected {
+        ("kubernetes.io~projected", gatherer.projected(source).await)
+    } else {
+        return None;
+    };
+    Some((plugin, result.map(|()| gatherer.out)))
+}
+
+impl Gatherer<'_> {
+    fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or("")
+    }
+
+    fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or("")
+    }
+
+    async fn config_map(
+        &mut self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: bool,
+        mode: i32,
+    ) -> Result<(), GatherError> {
+        let data = match self.context.sources.config_map(self.uid(), self.namespace(), name).await? {
+            Some(found) => bytes_of(&found),
+            None if optional => return Ok(()),
+            None => return Err(invalid(format!("configmap \"{name}\" not found"))),
+        };
+        self.keys(&data, items, optional, mode, "config")
+    }
+
+    async fn secret(&mut self, name: &str, items: Option<&[KeyToPath]>, optional: bool, mode: i32) -> Result<(), GatherError> {
+        self.out.on_tmpfs = true;
+        let data = match self.context.sources.secret(self.uid(), self.namespace(), name).await? {
+            Some(found) => found.data.clone().unwrap_or_default(),
+            None if optional => return Ok(()),
+            None => return Err(invalid(format!("secret \"{name}\" not found"))),
+        };
+        self.keys(&data, items, optional, mode, "secret")
+    }
+
+    fn keys(
+        &mut self,
+        data: &BTreeMap<String, ByteString>,
+        items: Option<&[KeyToPath]>,
+        optional: bool,
+        mode: i32,
+        what: &str,
+    ) -> Result<(), GatherError> {
+        let Some(items) = items.filter(|items| !items.is_empty()) else {
+            return data.iter().try_for_each(|(key, value)| self.put(key, value.0.clone(), mode));
+        };
+        for item in items {
+            match data.get(&item.key) {
+                Some(value) => self.put(&item.path, value.0.clone(), item.mode.unwrap_or(mode))?,
+                None if optional => {}
+                None => return Err(invalid(format!("references non-existent {what} key: {}", item.key))),
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, path: &str, bytes: Vec<u8>, mode: i32) -> Result<(), GatherError> {
+        let path = PathBuf::from(path);
+        if path.as_os_str().is_empty() || !is_local(&path) {
+            return Err(invalid(format!("invalid path {:?}: it leads out of the volume", path.display().to_string())));
+        }
+        let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
+        self.out.files.insert(path, FileContent { bytes, mode });
+        Ok(())
+    }
+
+    fn downward(&mut self, items: Option<&[DownwardAPIVolumeFile]>, mode: i32) -> Result<(), GatherError> {
+        for item in items.unwrap_or(&[]) {
+            let fields = self.context.fields(self.pod, self.pod_ip);
+            let text = if let Some(field) = &item.field_ref {
+                field_value(&fields, &field.field_path)
+            } else if let Some(selector) = &item.resource_field_ref {
+                let name = selector.container_name.as_deref().unwrap_or("");
+                let spec = self.pod.spec.iter();
+                let mut all = spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+                let container = all.find(|container| container.name == name);
+                container
+                    .ok_or_else(|| format!("container {name} not found"))
+                    .and_then(|container| resource_value(selector, container, &fields.allocatable))
+            } else {
+                Err("neither fieldRef nor resourceFieldRef is given".to_owned())
+            };
+            self.put(&item.path, text.map_err(invalid)?.into_bytes(), item.mode.unwrap_or(mode))?;
+        }
+        Ok(())
+    }
+
+    async fn projected(&mut self, source: &ProjectedVolumeSource) -> Result<(), GatherError> {
+        self.out.on_tmpfs = true;
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        for projection in source.sources.iter().flatten() {
+            self.project(projection, mode).await?;
+        }
+        Ok(())
+    }
+
+    async fn project(&mut self, projection: &VolumeProjection, mode: i32) -> Result<(), GatherError> {
+        if let Some(source) = &projection.config_map {
+            self.config_map(&source.name, source.items.as_deref(), source.optional == Some(true), mode).await
+        } else if let Some(source) = &projection.secret {
+            self.secret(&source.name, source.items.as_deref(), source.optional == Some(true), mode).await
+        } else if let Some(source) = &projection.downward_api {
+            self.downward(source.items.as_deref(), mode)
+        } else if let Some(source) = &projection.service_account_token {
+            self.token(source, mode).await
+        } else {
+            Err(invalid("a projection of this kind is not supported by this version"))
+        }
+    }
+
+    async fn token(&mut self, source: &ServiceAccountTokenProjection, mode: i32) -> Result<(), GatherError> {
+        let now = self.context.clock.now();
+        let token = self.volumes.tokens.get(&self.context.client, self.pod, source, now).await?;
+        self.out.renew_at = Some(self.out.renew_at.map_or(token.renew_at, |known| known.min(token.renew_at)));
+        let security = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+        let has_group = security.is_some_and(|security| security.fs_group.is_some());
+        self.put(&source.path, token.text.into_bytes(), if has_group { 0o600 } else { mode })
+    }
+}
+
+fn bytes_of(config_map: &ConfigMap) -> BTreeMap<String, ByteString> {
+    let text = config_map.data.iter().flatten().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes())));
+    text.chain(config_map.binary_data.clone().into_iter().flatten()).collect()
+}

@@ -1,0 +1,164 @@
+//! Volumes: the directories on the host that a pod's containers see. Each kind makes its directory under
+//! `DATA/agent/pods/<uid>/volumes`, as the kubelet does; asked again, it brings it up to date.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use parking_lot::Mutex;
+use std::net::IpAddr;
+
+use super::pod::context::{Context, MountedVolumes};
+use crate::rt::TaskGroup;
+
+pub mod sub_path;
+
+mod atomic;
+mod empty_dir;
+mod gather;
+mod host_path;
+mod mounting;
+mod ownership;
+mod token;
+
+use gather::{GatherError, Gathered};
+use token::Tokens;
+
+/// Why a pod's volumes are not there; the words are those of the kubelet's `FailedMount`.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A volume could not be set up.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {why}")]
+    SetUp { volume: String, why: String },
+    /// What a pod had could not be taken down.
+    #[error("UnmountVolume.TearDown failed for {}: {why}", path.display())]
+    TearDown { path: PathBuf, why: String },
+}
+
+/// Sets up and takes down the volumes of the node's pods.
+#[derive(Default)]
+pub struct Volumes {
+    tokens: Tokens,
+    /// When a token in a pod's volumes must be renewed.
+    renewals: Mutex<BTreeMap<String, Timestamp>>,
+}
+
+impl Volumes {
+    /// Makes all volumes of a pod. Idempotent.
+    ///
+    /// # Errors
+    /// The first volume that failed; the others may be there. Try again.
+    pub async fn set_up(&self, context: &Context, pod: &Pod, pod_ip: Option<IpAddr>) -> Result<MountedVolumes, VolumeError> {
+        let volumes: Vec<&Volume> = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).collect();
+        let set_up = volumes.into_iter().map(|volume| async move {
+            let path = self.set_up_one(context, pod, volume, pod_ip).await;
+            path.map(|path| (volume.name.clone(), path)).map_err(|why| VolumeError::SetUp { volume: volume.name.clone(), why })
+        });
+        futures_util::future::join_all(set_up).await.into_iter().collect()
+    }
+
+    /// Brings volumes whose content comes from the API up to date.
+    ///
+    /// # Errors
+    /// As [`set_up`](Self::set_up).
+    pub async fn refresh(&self, context: &Context, pod: &Pod, pod_ip: Option<IpAddr>) -> Result<(), VolumeError> {
+        self.set_up(context, pod, pod_ip).await.map(drop)
+    }
+
+    /// When the pod's volumes must be refreshed although nothing changes: a token in them grows old.
+    pub fn renew_at(&self, uid: &str) -> Option<Timestamp> {
+        self.renewals.lock().get(uid).copied()
+    }
+
+    /// Removes all mounts and directories of a pod's volumes. Idempotent.
+    ///
+    /// # Errors
+    /// What could not be unmounted or removed: try again.
+    pub async fn tear_down(&self, context: &Context, uid: &str) -> Result<(), VolumeError> {
+        self.renewals.lock().remove(uid);
+        self.tokens.forget(uid);
+        let pod_dir = context.pods_dir.join(uid);
+        let failed = |why: String| VolumeError::TearDown { path: pod_dir.clone(), why };
+        let work = {
+            let pod_dir = pod_dir.clone();
+            move || {
+                mounting::unmount_below(&pod_dir)?;
+                for name in ["volumes", "volume-subpaths"] {
+                    match std::fs::remove_dir_all(pod_dir.join(name)) {
+                        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+        };
+        let done = TaskGroup::blocking(work).await.map_err(|error| failed(error.to_string()))?;
+        done.map_err(|error| failed(error.to_string()))
+    }
+
+    async fn set_up_one(&self, context: &Context, pod: &Pod, volume: &Volume, pod_ip: Option<IpAddr>) -> Result<PathBuf, String> {
+        let fs_group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()).and_then(|context| context.fs_group);
+        let directory = |plugin: &str| context.pod_dir(pod).join("volumes").join(plugin).join(&volume.name);
+        if let Some(empty_dir) = volume.empty_dir.clone() {
+            let path = directory("kubernetes.io~empty-dir");
+            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group).map(|()| path)).await;
+        }
+        if let Some(host_path) = volume.host_path.clone() {
+            return blocking(move || host_path::check(&host_path)).await;
+        }
+        let (plugin, gathered) = match gather::gather(self, context, pod, volume, pod_ip).await {
+            Some((plugin, gathered)) => (plugin, gathered),
+            None => return Err(unsupported(volume)),
+        };
+        let path = directory(plugin);
+        let gathered: Gathered = match gathered {
+            Ok(gathered) => gathered,
+            // What is there from before goes on to serve while the API is away.
+            Err(GatherError::Unavailable(why)) if atomic::is_written(&path) => {
+                tracing::debug!(volume = volume.name, why, "the volume stays as it is");
+                return Ok(path);
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        if let (Some(renew_at), Some(uid)) = (gathered.renew_at, &pod.metadata.uid) {
+            let mut renewals = self.renewals.lock();
+            let next = renewals
+                .get(uid)
+                .map_or(renew_at, |known| if *known > context.clock.now() { renew_at.min(*known) } else { renew_at });
+            renewals.insert(uid.clone(), next);
+        }
+        blocking(move || {
+            if gathered.on_tmpfs {
+                mounting::tmpfs(&path, None)?;
+            }
+            atomic::write(&path, &gathered.files, fs_group)?;
+            Ok(path)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, String> {
+    let done = TaskGroup::blocking(work).await.map_err(|error| error.to_string())?;
+    done.map_err(|error| error.to_string())
+}
+
+fn unsupported(volume: &Volume) -> String {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    let kinds = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+    let kind = kinds.filter(|key| *key != "name").cloned().next();
+    match kind {
+        Some(kind) => format!("volumes of type {kind} are not supported by this version"),
+        None => "no volume source is given".to_owned(),
+    }
+}
+
+/// How long before its end a token is renewed: at four fifths of its life, and after a day.
+const LONGEST_TOKEN_USE: Duration = Duration::from_secs(24 * 3_600);
+
+/// Whether a path stays below the directory that it is joined to.
+fn is_local(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+}
