@@ -59,7 +59,8 @@ impl Accepted {
     pub const JSON: Self = Self { media: Media::Json, form: Form::Whole };
 }
 
-/// The first clause of `Accept` that this server can answer; JSON where there is none.
+/// The first clause of `Accept` that this server can answer; JSON where there is none, and rather than protobuf where both
+/// will do.
 ///
 /// # Errors
 /// 406 when no clause can be answered.
@@ -69,10 +70,16 @@ pub fn accepted(headers: &HeaderMap) -> Result<Accepted, ApiError> {
     if text.is_empty() || text == "application/json" {
         return Ok(Accepted::JSON);
     }
-    text.split(',').find_map(clause).ok_or_else(|| {
+    let first = text.split(',').find_map(clause).ok_or_else(|| {
         let names: Vec<&str> = Media::ALL.iter().map(|(_, name)| *name).collect();
         ApiError::not_acceptable(&names)
-    })
+    })?;
+    // Objects are stored as JSON: who takes that too gets the stored bytes.
+    let takes_json = || text.split(',').any(|one| clause(one) == Some(Accepted::JSON));
+    if first.media == Media::Protobuf && first.form == Form::Whole && takes_json() {
+        return Ok(Accepted::JSON);
+    }
+    Ok(first)
 }
 
 fn clause(text: &str) -> Option<Accepted> {
@@ -137,7 +144,8 @@ mod tests {
             ("", whole(Media::Json)),
             ("*/*", whole(Media::Json)),
             ("application/json", whole(Media::Json)),
-            ("application/vnd.kubernetes.protobuf,application/json", whole(Media::Protobuf)),
+            ("application/vnd.kubernetes.protobuf,application/json", whole(Media::Json)),
+            ("application/vnd.kubernetes.protobuf", whole(Media::Protobuf)),
             ("text/html, application/yaml", whole(Media::Yaml)),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",

@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::super::RequestInfo;
 use super::super::negotiate::{self, Media};
-use crate::api::proto::{self, ProtoError};
 use crate::api::prune::{self, FieldValidation};
-use crate::api::{ApiError, Kind, Object, schema, yaml};
+use crate::api::proto::{self, ProtoError};
+use crate::api::schema::{self, Type};
+use crate::api::{ApiError, Kind, Object, yaml};
 use crate::http::Body;
 use crate::rt::limits;
 
@@ -33,12 +34,12 @@ pub async fn read(stream: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Decodes an object without checking it against a type.
+/// Decodes an object without checking it against a type; `expected` is for encodings that do not name theirs.
 ///
 /// # Errors
 /// 400 in the decoder's words.
-pub fn decode(media: Media, bytes: &[u8]) -> Result<Decoded, ApiError> {
-    let parsed = parse(media, bytes)?;
+pub fn decode(media: Media, bytes: &[u8], expected: Option<&Type>) -> Result<Decoded, ApiError> {
+    let parsed = parse(media, bytes, expected)?;
     match parsed.value {
         Value::Object(map) => Ok(Decoded { object: Object(map), warnings: parsed.duplicates }),
         other => Err(ApiError::bad_request(format!(
@@ -59,18 +60,18 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-fn parse(media: Media, bytes: &[u8]) -> Result<yaml::Parsed, ApiError> {
+fn parse(media: Media, bytes: &[u8], expected: Option<&Type>) -> Result<yaml::Parsed, ApiError> {
     match media {
         Media::Json => yaml::from_json(bytes)
             .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
         Media::Yaml => yaml::to_value(bytes).map_err(ApiError::bad_request),
-        Media::Protobuf => match proto::decode(bytes, None) {
-            Ok(map) => Ok(yaml::Parsed { value: Value::Object(map), duplicates: Vec::new() }),
-            Err(ProtoError::UnknownKind { .. }) => {
-                Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"]))
-            }
-            Err(error) => Err(error.into()),
-        },
+        Media::Protobuf => {
+            let map = proto::decode(bytes, expected).map_err(|error| match error {
+                ProtoError::UnknownKind { .. } => ApiError::unsupported_media_type(&["application/json", "application/yaml"]),
+                other => ApiError::bad_request(other.to_string()),
+            })?;
+            Ok(yaml::Parsed { value: Value::Object(map), duplicates: Vec::new() })
+        }
     }
 }
 
@@ -85,9 +86,10 @@ pub fn object(
     bytes: &[u8],
     validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
-    let mut decoded = decode(negotiate::content_type(headers)?, bytes)?;
+    let of = kind.schema().and_then(schema::get);
+    let mut decoded = decode(negotiate::content_type(headers)?, bytes, of)?;
     check_type(kind, &mut decoded.object)?;
-    if let Some(of) = kind.schema().and_then(schema::get) {
+    if let Some(of) = of {
         let mut value = Value::Object(std::mem::take(&mut decoded.object.0));
         decoded.warnings = prune::decode(&mut value, of, validation, &decoded.warnings)?;
         if let Value::Object(map) = value {
@@ -169,12 +171,15 @@ mod tests {
 
     #[test]
     fn duplicates_are_named_with_their_path() {
-        for (text, found) in [(r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]), (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""])] {
-            let decoded = decode(Media::Json, text.as_bytes()).map_err(|error| error.message).map(|decoded| decoded.warnings);
+        for (text, found) in [
+            (r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]),
+            (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""]),
+        ] {
+            let decoded = decode(Media::Json, text.as_bytes(), None).map_err(|error| error.message).map(|decoded| decoded.warnings);
             assert_eq!(decoded.unwrap(), found, "{text}");
         }
         for bad in ["", "{", "[]", "{} x", "1"] {
-            assert_eq!(decode(Media::Json, bad.as_bytes()).map(|_| ()).unwrap_err().code, 400, "{bad}");
+            assert_eq!(decode(Media::Json, bad.as_bytes(), None).map(|_| ()).unwrap_err().code, 400, "{bad}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::body;
 use crate::api::field::{FieldError, Path};
 use crate::api::prune::FieldValidation;
 use crate::api::selector::{field, label};
-use crate::api::{ApiError, Object};
+use crate::api::{ApiError, Object, schema};
 use crate::registry::{DeleteOptions, ListOptions, Preconditions, Propagation, WatchOptions};
 
 /// Selectors, paging and revisions.
@@ -102,7 +102,8 @@ pub fn delete(context: &RequestContext, headers: &::http::HeaderMap, bytes: &[u8
     let object = if bytes.is_empty() {
         from_query(context)?
     } else {
-        let object = body::decode(negotiate::content_type(headers)?, bytes)?.object;
+        let of = schema::get("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+        let object = body::decode(negotiate::content_type(headers)?, bytes, of)?.object;
         if !matches!(object.kind(), "" | "DeleteOptions") {
             return Err(ApiError::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", object.kind())));
         }

@@ -11,12 +11,12 @@ use flate2::write::GzEncoder;
 use futures_util::{StreamExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::RequestContext;
 use super::super::negotiate::{self, Accepted, Form, Media};
 use super::table::{self, Include};
-use crate::api::{ApiError, Kind, Object};
+use crate::api::{ApiError, Kind, Object, proto};
 use crate::http::{Body, BoxError, HttpResponse, full};
 use crate::registry::{Listing, Registry};
 use crate::store::Entry;
@@ -61,7 +61,7 @@ impl Renderer {
     }
 
     fn is_plain(&self) -> bool {
-        self.accepted.form == Form::Whole && self.accepted.media != Media::Yaml && self.kind.is_stored_form()
+        self.accepted == Accepted::JSON && self.kind.is_stored_form()
     }
 
     /// One stored object.
@@ -252,6 +252,10 @@ fn list_metadata(listing: &Listing) -> Value {
 /// Encodes a value; JSON where the asked encoding cannot hold it.
 pub fn encode(value: &Value, media: Media, is_pretty: bool) -> Result<(Bytes, Media), ApiError> {
     match media {
+        Media::Protobuf if value.is_object() => match proto::encode(value.as_object().unwrap_or(&Map::new())) {
+            Ok(bytes) => Ok((bytes.into(), Media::Protobuf)),
+            Err(_) => Ok((serde_json::to_vec(value).map_err(ApiError::internal)?.into(), Media::Json)),
+        },
         Media::Yaml => Ok((serde_yaml::to_string(value).map_err(ApiError::internal)?.into(), Media::Yaml)),
         _ if is_pretty => {
             let mut bytes = serde_json::to_vec_pretty(value).map_err(ApiError::internal)?;

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::super::RequestContext;
-use super::super::negotiate::{Form, Media};
+use super::super::negotiate::{Accepted, Form, Media};
 use super::options;
-use super::render::Renderer;
+use super::render::{self, Renderer};
 use super::table::{self, Include};
-use crate::api::ApiError;
+use crate::api::{ApiError, proto};
 use crate::http::{BoxError, HttpResponse};
 use crate::registry::{WatchEvent, WatchStream};
 use crate::rt::{clock, limits, random};
@@ -41,6 +41,10 @@ pub fn serve(renderer: Renderer, context: &RequestContext) -> Result<HttpRespons
     let watch = renderer.registry.watch(&*renderer.kind, &context.info.namespace, options)?;
     let mut bookmarks = tokio::time::interval_at(clock::instant() + limits::BOOKMARK_INTERVAL, limits::BOOKMARK_INTERVAL);
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let media = match renderer.accepted.media {
+        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => Media::Json.as_str(),
+    };
     let feed = Feed {
         watch,
         framer: Framer { renderer: Arc::new(renderer), include, has_sent_columns: false },
@@ -54,7 +58,7 @@ pub fn serve(renderer: Renderer, context: &RequestContext) -> Result<HttpRespons
         Some((Ok::<_, BoxError>(Frame::data(bytes)), feed))
     }));
     let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(Media::Json.as_str()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -87,7 +91,7 @@ impl Feed {
                     }
                     Err(error) => {
                         self.is_over = true;
-                        return Some(error_frame(&error));
+                        return Some(self.framer.error(&error));
                     }
                 },
                 () = tick(self.bookmarks.as_mut()) => {
@@ -100,7 +104,7 @@ impl Feed {
         while let Some(event) = self.waiting.pop() {
             if let Err(error) = self.framer.write(&mut out, &event) {
                 self.is_over = true;
-                out.extend_from_slice(&error_frame(&error));
+                out.extend_from_slice(&self.framer.error(&error));
                 break;
             }
             if out.len() >= WRITE_BYTES {
@@ -133,18 +137,35 @@ impl Framer {
             WatchEvent::Deleted(entry) => ("DELETED", entry),
             WatchEvent::Bookmark { revision, ends_initial } => {
                 let object = self.bookmark(*revision, *ends_initial);
-                write_frame(out, "BOOKMARK", object.to_string().as_bytes());
-                return Ok(());
+                return self.write_value(out, "BOOKMARK", &object);
             }
         };
-        let is_verbatim = self.renderer.accepted.form == Form::Whole && self.renderer.kind.is_stored_form();
+        let is_verbatim = self.renderer.accepted == Accepted::JSON && self.renderer.kind.is_stored_form();
         if is_verbatim {
             write_frame(out, word, &entry.bytes);
             return Ok(());
         }
         let value = self.transform(entry)?;
-        write_frame(out, word, value.to_string().as_bytes());
+        self.write_value(out, word, &value)
+    }
+
+    fn write_value(&self, out: &mut Vec<u8>, word: &str, value: &Value) -> Result<(), ApiError> {
+        if self.renderer.accepted.media != Media::Protobuf {
+            write_frame(out, word, value.to_string().as_bytes());
+            return Ok(());
+        }
+        let (object, _) = render::encode(value, Media::Protobuf, false)?;
+        out.extend_from_slice(&proto::watch_frame(word, &object));
         Ok(())
+    }
+
+    fn error(&self, error: &ApiError) -> Bytes {
+        let mut out = Vec::new();
+        let value = error.to_value();
+        if self.write_value(&mut out, "ERROR", &value).is_err() {
+            write_frame(&mut out, "ERROR", value.to_string().as_bytes());
+        }
+        out.into()
     }
 
     fn transform(&mut self, entry: &Entry) -> Result<Value, ApiError> {
@@ -196,10 +217,4 @@ fn write_frame(out: &mut Vec<u8>, word: &str, object: &[u8]) {
     out.extend_from_slice(b"\",\"object\":");
     out.extend_from_slice(object);
     out.extend_from_slice(b"}\n");
-}
-
-fn error_frame(error: &ApiError) -> Bytes {
-    let mut out = Vec::new();
-    write_frame(&mut out, "ERROR", error.to_value().to_string().as_bytes());
-    out.into()
 }

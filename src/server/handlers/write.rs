@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::super::RequestContext;
+use super::super::{RequestContext, negotiate};
 use super::render::Renderer;
 use super::{body, options};
 use crate::api::kind::Subresource;
@@ -142,7 +142,7 @@ impl Call<'_> {
         let mut write = self.request(options::dry_run(self.context, "CreateOptions")?)?;
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
-        let binding = body::decode(super::super::negotiate::content_type(&parts.headers)?, &bytes)?.object;
+        let binding = body::decode(negotiate::content_type(&parts.headers)?, &bytes, None)?.object;
         if write.name.is_empty() {
             write.name = binding.name().to_owned();
         }
@@ -164,7 +164,7 @@ impl Call<'_> {
     pub async fn evict(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
-        let eviction = body::decode(super::super::negotiate::content_type(&parts.headers)?, &bytes)?.object;
+        let eviction = body::decode(negotiate::content_type(&parts.headers)?, &bytes, None)?.object;
         if !eviction.name().is_empty() && eviction.name() != self.context.info.name {
             return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
         }
@@ -198,7 +198,7 @@ fn success(kind: &dyn Kind, object: &Object) -> Value {
 }
 
 fn scale_body(context: &RequestContext, headers: &HeaderMap, bytes: &[u8]) -> Result<Object, ApiError> {
-    let scale = body::decode(super::super::negotiate::content_type(headers)?, bytes)?.object;
+    let scale = body::decode(negotiate::content_type(headers)?, bytes, None)?.object;
     if !scale.name().is_empty() && scale.name() != context.info.name {
         return Err(ApiError::bad_request(format!(
             "the name of the object ({}) does not match the name on the URL ({})",
