@@ -49,9 +49,21 @@ pub async fn proxy(
     server: &Arc<Server>,
     node_name: &str,
     path_and_query: &str,
+    request: HttpRequest,
+) -> Result<HttpResponse, ApiError> {
+    forward(server, &endpoint(server, node_name)?, path_and_query, request).await
+}
+
+/// Sends a request to an endpoint of the cluster and hands back its answer, whatever its status; upgrades are passed through.
+///
+/// # Errors
+/// 500 when it does not answer.
+pub async fn forward(
+    server: &Arc<Server>,
+    endpoint: &Endpoint,
+    path_and_query: &str,
     mut request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let endpoint = endpoint(server, node_name)?;
     let uri: Uri = path_and_query.parse().map_err(|_| ApiError::bad_request(format!("invalid path {path_and_query:?}")))?;
     let client = tunnel::upgrade_of(&mut request);
     *request.uri_mut() = uri;
@@ -61,11 +73,12 @@ pub async fn proxy(
         strip_hop(request.headers_mut());
     }
     let method = request.method().clone();
-    let sent = server.nodes.connector.send(&endpoint, request).await;
+    let sent = server.nodes.connector.send(endpoint, request).await;
     let mut response = sent.map_err(|error| {
-        let Endpoint { host, port, .. } = &endpoint;
-        tracing::debug!(node = node_name, %error, "a kubelet does not answer");
-        ApiError::internal(format!("{method} \"https://{host}:{port}{path_and_query}\": {error}"))
+        let Endpoint { tls, host, port } = endpoint;
+        let scheme = if *tls { "https" } else { "http" };
+        tracing::debug!(%host, port, %error, "no answer");
+        ApiError::internal(format!("{method} \"{scheme}://{host}:{port}{path_and_query}\": {error}"))
     })?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         tunnel::join(client, &mut response, &server.nodes.tasks);

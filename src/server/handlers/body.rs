@@ -1,7 +1,7 @@
 //! Request bodies: read with a limit, decoded as their `Content-Type` says, checked against the type and the URL.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError};
 use serde_json::Value;
 
 use super::super::RequestInfo;
@@ -25,13 +25,37 @@ pub struct Decoded {
 /// # Errors
 /// 413 when it is too large, 400 when the connection breaks.
 pub async fn read(stream: Body) -> Result<Bytes, ApiError> {
-    match Limited::new(stream, limits::REQUEST_BODY_BYTES).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(ApiError::too_large(format!("Request entity too large: limit is {}", limits::REQUEST_BODY_BYTES)))
+    collect(stream, limits::REQUEST_BODY_BYTES).await
+}
+
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read`].
+pub async fn collect(mut stream: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::too_large(format!("Request entity too large: limit is {limit}"));
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut total = 0;
+    while let Some(frame) = stream.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                too_large()
+            } else {
+                ApiError::bad_request(format!("unable to read the request body: {error}"))
+            }
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        total += data.len();
+        if total > limit {
+            return Err(too_large());
         }
-        Err(error) => Err(ApiError::bad_request(format!("unable to read the request body: {error}"))),
+        pieces.push(data);
     }
+    Ok(match pieces.len() {
+        0 => Bytes::new(),
+        1 => pieces.swap_remove(0),
+        _ => pieces.concat().into(),
+    })
 }
 
 /// Decodes an object without checking it against a type; `expected` is for encodings that do not name theirs.
