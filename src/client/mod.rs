@@ -145,7 +145,8 @@ pub enum PatchKind {
 }
 
 impl PatchKind {
-    const fn content_type(self) -> &'static str {
+    /// The media type of the body.
+    pub const fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json-patch+json",
             Self::Merge => "application/merge-patch+json",
@@ -271,6 +272,28 @@ impl Client {
     /// [`ClientError`].
     pub async fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R, ClientError> {
         self.send_object(Method::POST, path, body).await
+    }
+
+    /// Replaces a subresource (`finalize`, `approval`) of an object.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub async fn update_subresource<K: ApiObject>(&self, object: &K, subresource: &str) -> Result<K, ClientError> {
+        self.send_object(Method::PUT, &object_path(object, Some(subresource)), object).await
+    }
+
+    /// Sends any request and decodes the answer: for kinds that are known at run time only.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn request<R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Option<Bytes>,
+    ) -> Result<R, ClientError> {
+        self.call(method, path, content_type, body).await
     }
 
     /// Sends a request and hands back the streaming answer, whatever its status: for watch, log and the like.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 
 use crate::client::informer::Informers;
 use crate::client::recorder::Recorder;
@@ -17,12 +18,16 @@ use crate::rt::clock::SharedClock;
 
 mod deployment;
 mod expectations;
+mod metadata;
 mod metrics;
+mod namespace;
+mod node_ipam;
 mod owners;
 mod pods;
 mod queue;
 mod replicaset;
 mod runner;
+mod service_account;
 mod status;
 
 pub use queue::Queue;
@@ -31,8 +36,11 @@ pub use runner::{Seen, Watches};
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
     ("deployment", deployment::deployment),
+    ("namespace", namespace::namespace),
+    ("nodeipam", node_ipam::node_ipam),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
+    ("serviceaccount", service_account::service_account),
 ];
 
 /// Makes a controller.
@@ -93,6 +101,41 @@ pub struct ControllerConfig {
     pub clock: SharedClock,
     /// The kinds that namespace deletion and garbage collection work on.
     pub kinds: Arc<Kinds>,
+    /// The certificate authority of the API server, in PEM, that every namespace gets in `kube-root-ca.crt`.
+    pub root_ca_pem: String,
+    /// The range of which every node gets a part for its pods.
+    pub cluster_cidr: IpNet,
+    /// Length of the prefix of a node's part: 24.
+    pub node_cidr_prefix: u8,
+    /// Signs approved certificate requests; without one they stay as they are.
+    pub signer: Option<Arc<dyn Signer>>,
+}
+
+/// Reads and signs certificate requests; handed in by the composition root, which has the keys.
+pub trait Signer: Send + Sync + 'static {
+    /// Who a request (PEM) asks a certificate for.
+    ///
+    /// # Errors
+    /// What is wrong with the request.
+    fn subject(&self, request_pem: &str) -> Result<RequestSubject, String>;
+
+    /// Signs a request for a signer (`kubernetes.io/kube-apiserver-client-kubelet`) and returns the chain in PEM; `lifetime` is
+    /// what the requester asked for.
+    ///
+    /// # Errors
+    /// Why it cannot be signed.
+    fn sign(&self, signer: &str, request_pem: &str, usages: &[String], lifetime: Option<Duration>) -> Result<String, String>;
+}
+
+/// What a certificate request says of its subject.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestSubject {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub dns_names: Vec<String>,
+    pub ip_addresses: Vec<String>,
+    /// Whether it asks for names of other sorts (mail addresses, URIs).
+    pub has_other_names: bool,
 }
 
 /// What a controller is built from.

@@ -110,7 +110,11 @@ fn settle(queue: &Queue, key: &ObjectKey, outcome: Result<Requeue, Error>) {
             }
         }
         Err(error) => {
-            let expected = matches!(&error, Error::Client(client) if is_expected(client));
+            let expected = match &error {
+                Error::Client(client) => is_expected(client),
+                Error::Incomplete(_) => true,
+                Error::Invalid { .. } | Error::TimedOut => false,
+            };
             let delay_ms = queue.retry(key.clone()).as_millis();
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             if expected {
