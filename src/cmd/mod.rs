@@ -18,6 +18,7 @@ mod notify;
 mod run;
 mod server;
 mod settings;
+mod signer;
 mod token;
 
 use error::CmdError;

@@ -12,6 +12,7 @@ use super::error::CmdError;
 use super::loopback::Loopback;
 use super::node::{self, NodeParts};
 use super::settings::ServerSettings;
+use super::signer::CaSigner;
 use super::token::Token;
 use super::{host, notify, run};
 use crate::admission::Chain;
@@ -31,6 +32,9 @@ use crate::scheduler::{self, SchedulerConfig};
 use crate::server::{Server, ServerConfig, ServerParts, bootstrap};
 use crate::store::Store;
 use crate::store::raft::{OpenOptions, RaftStore};
+
+/// Length of the prefix of the part of the cluster range that a node gets.
+const NODE_CIDR_PREFIX: u8 = 24;
 
 /// Runs until a signal.
 ///
@@ -196,6 +200,7 @@ impl Parts<'_> {
 /// Runs controllers and scheduler while this server is the leader: no leases, and a new leader starts them at once.
 fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
     let (server, clock, group, token) = (Arc::clone(server), Arc::clone(&parts.clock), tasks.clone(), tasks.token());
+    let roots = Arc::clone(&parts.roots);
     let mut leadership = server.registry.store().leadership();
     tasks.critical("leadership", async move {
         loop {
@@ -204,7 +209,7 @@ fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
             }
             tracing::info!("leading: controllers and scheduler start");
             let term = group.child();
-            start_controllers(&server, &clock, &term);
+            start_controllers(&server, &roots, &clock, &term);
             let lost = becomes(&mut leadership, false, &token).await;
             term.shutdown(Duration::from_secs(5)).await;
             if !lost {
@@ -219,11 +224,21 @@ async fn becomes(leadership: &mut watch::Receiver<bool>, wanted: bool, token: &C
     matches!(token.run_until_cancelled(leadership.wait_for(|leads| *leads == wanted)).await, Some(Ok(_)))
 }
 
-fn start_controllers(server: &Arc<Server>, clock: &SharedClock, term: &TaskGroup) {
+fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, term: &TaskGroup) {
     let client = Loopback::client(server, UserInfo::new("system:kube-controller-manager", &[]), "orch/controllers");
     let informers = Informers::new(term, client.clone());
     let kinds = Arc::clone(server.registry.kinds());
-    let config = ControllerConfig { informers: informers.clone(), clock: Arc::clone(clock), kinds };
+    let signer =
+        CaSigner { client_ca: Arc::clone(&roots.client_ca), server_ca: Arc::clone(&roots.server_ca), clock: Arc::clone(clock) };
+    let config = ControllerConfig {
+        informers: informers.clone(),
+        clock: Arc::clone(clock),
+        kinds,
+        root_ca_pem: roots.server_ca.certificate_pem().to_owned(),
+        cluster_cidr: server.config.cluster_cidr,
+        node_cidr_prefix: NODE_CIDR_PREFIX,
+        signer: Some(Arc::new(signer)),
+    };
     controllers::run(term, client, config);
     let client = Loopback::client(server, UserInfo::new("system:kube-scheduler", &[]), "orch/scheduler");
     scheduler::run(term, client, SchedulerConfig { informers, clock: Arc::clone(clock) });
