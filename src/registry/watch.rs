@@ -7,7 +7,7 @@ use super::list::{check_fields, invalid_options, matches, parse_revision, too_la
 use super::{ListOptions, Registry, encode, prefix};
 use crate::api::field::{FieldError, Path};
 use crate::api::{ApiError, Kind};
-use crate::store::{Change, Entry, Event, Expired, Revision, Snapshot, Watch};
+use crate::store::{Change, Entry, Event, Expired, Indexed, Revision, Snapshot, Watch};
 
 /// What a watch asks for.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +60,7 @@ impl Registry {
         let with_state = options.send_initial_events.unwrap_or(wanted == 0);
         let from = if from_now { newest.revision() } else { wanted };
         let changes = self.store.watch(&prefix, from).map_err(|expired| too_old(&expired))?;
+        let changes = narrowed(changes, &options.list);
         let is_everything = options.list.labels.is_everything() && options.list.fields.is_empty();
         let mut initial = VecDeque::new();
         if with_state {
@@ -69,6 +70,16 @@ impl Registry {
             }
         }
         Ok(WatchStream { initial, changes, selection: options.list, is_everything })
+    }
+}
+
+/// A watch of one value of an indexed field or label is woken by its own changes only.
+fn narrowed(changes: Watch, selection: &ListOptions) -> Watch {
+    let indexed = selection.fields.requirements.iter().find(|term| term.equals && !term.field.starts_with("metadata."));
+    match (indexed, selection.labels.exact().next()) {
+        (Some(term), _) => changes.narrowed_to(Indexed::Field, &term.field, &term.value),
+        (None, Some((key, value))) => changes.narrowed_to(Indexed::Label, key, value),
+        (None, None) => changes,
     }
 }
 

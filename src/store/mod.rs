@@ -31,7 +31,7 @@ pub mod suite;
 pub mod watch;
 
 pub use state::{Mark, Snapshot};
-pub use watch::Watch;
+pub use watch::{Indexed, Watch};
 
 /// Position in the one total order of writes; 0 is the empty store.
 pub type Revision = u64;
@@ -213,7 +213,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`Expired`] if the revision is before the history window.
     fn snapshot_at(&self, revision: Revision) -> Result<Snapshot, Expired>;
 
-    /// Writes all of a transaction or nothing.
+    /// Writes all of a transaction or nothing. A call that is dropped half-way may still be written.
     ///
     /// # Errors
     /// [`CommitError`]; only `Busy`, `NoLeader` and `DiskFull` are worth the same try again.

@@ -51,6 +51,25 @@ pub(super) struct Bucket {
 /// Name, value, and the key of the object: the order of a secondary index.
 type Posting = (Arc<str>, Arc<str>, Arc<str>);
 
+impl Bucket {
+    /// The same index, with the strings that other objects already hold: thousands of objects carry the same labels.
+    fn shared(&self, index: &Index) -> Index {
+        Index { labels: shared(&self.labels, &index.labels), fields: shared(&self.fields, &index.fields) }
+    }
+}
+
+fn shared(postings: &OrdMap<Posting, Arc<Entry>>, pairs: &[(Arc<str>, Arc<str>)]) -> Vec<(Arc<str>, Arc<str>)> {
+    let nothing: Arc<str> = Arc::from("");
+    let shared = |(name, value): &(Arc<str>, Arc<str>)| {
+        let first: Posting = (Arc::clone(name), Arc::clone(value), Arc::clone(&nothing));
+        let (known, _) = postings.get_next(&first).unzip();
+        let name = known.map(|known| &known.0).filter(|known| *known == name).unwrap_or(name);
+        let value = known.map(|known| &known.1).filter(|known| *known == value).unwrap_or(value);
+        (Arc::clone(name), Arc::clone(value))
+    };
+    pairs.iter().map(shared).collect()
+}
+
 /// A change that was applied, with what is needed to undo it.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
@@ -299,7 +318,7 @@ impl State {
             created: before.map_or(self.revision, |before| before.created),
             bytes: splice(&draft.body, draft.revision_at as usize, 0, self.revision),
             revision_at: draft.revision_at,
-            index: draft.index.clone(),
+            index: self.bucket(key).map_or_else(|| draft.index.clone(), |bucket| bucket.shared(&draft.index)),
         });
         let previous = self.set(&Arc::clone(&entry.key), Some(&entry));
         let change = Change::Put { entry: Arc::clone(&entry), previous: previous.clone() };

@@ -29,6 +29,7 @@ const CHECKS: &[(&str, usize, Check)] = &[
     ("history by count", 10, |subject| Box::pin(history_by_count(subject))),
     ("history by age", 1_000, |subject| Box::pin(history_by_age(subject))),
     ("watch resumes", 1_000, |subject| Box::pin(watch_resumes(subject))),
+    ("narrowed watch", 40, |subject| Box::pin(narrowed_watch(subject))),
     ("slow watch expires alone", 20, |subject| Box::pin(slow_watch(subject))),
     ("watch under concurrency", 100_000, |subject| Box::pin(watch_under_concurrency(subject))),
     ("relaxed writes", 1_000, |subject| Box::pin(relaxed(subject))),
@@ -253,6 +254,29 @@ async fn watch_resumes(Subject { store, .. }: Subject) {
     write(&store, vec![put("a/b/n1/x", "3")]).await;
     let event = next(&mut watch).await.unwrap();
     assert!(matches!(event.change, Change::Put { previous: None, .. }), "{event:?}");
+}
+
+async fn narrowed_watch(Subject { store, .. }: Subject) {
+    let start = store.snapshot().revision();
+    let on = |node: &str| Write::Put { key: "a/b/x".into(), draft: draft("", &[("node", node)]) };
+    let open = || store.watch("a/b/", start).unwrap();
+    let mut watches = [Indexed::Label, Indexed::Field].map(|indexed| open().narrowed_to(indexed, "node", "one"));
+    let mut idle = open().narrowed_to(Indexed::Field, "node", "three");
+    write(&store, vec![on("one"), on("one"), on("two"), on("two"), on("one"), delete("a/b/x"), on("two")]).await;
+    for watch in &mut watches {
+        for revision in [1, 2, 3, 5, 6] {
+            assert_eq!(next(watch).await.unwrap().revision, start + revision, "it has, or had, the value");
+        }
+        assert_eq!(watch.progress(), start + 7);
+        assert!(tokio::time::timeout(Duration::from_millis(20), watch.next()).await.is_err());
+    }
+    // The window passes a watch that is never concerned, and takes it along.
+    for _ in 0..100 {
+        write(&store, vec![on("two")]).await;
+        assert!(tokio::time::timeout(Duration::from_millis(1), idle.next()).await.is_err());
+    }
+    write(&store, vec![on("three")]).await;
+    assert_eq!(next(&mut idle).await.unwrap().revision, start + 108);
 }
 
 async fn slow_watch(Subject { store, .. }: Subject) {

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::state::{Record, Snapshot, State};
-use super::{Event, Expired, Revision, bucket};
+use super::{Change, Entry, Event, Expired, Revision, bucket};
 use crate::rt::limits;
 
 /// How far back the store can go.
@@ -38,6 +38,48 @@ const MARK_EVERY: u64 = 10_000;
 /// Rebuilt snapshots that are kept for the next page of a LIST.
 const REBUILT: usize = 4;
 
+/// Which secondary index a name belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Indexed {
+    Label,
+    Field,
+}
+
+/// A label or an indexed field, and the value that a watch is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Interest {
+    indexed: Indexed,
+    name: Arc<str>,
+    value: Arc<str>,
+}
+
+impl Interest {
+    fn all_of(entry: &Entry) -> impl Iterator<Item = Self> {
+        let labels = entry.index.labels.iter().map(|pair| (Indexed::Label, pair));
+        let fields = entry.index.fields.iter().map(|pair| (Indexed::Field, pair));
+        labels.chain(fields).map(|(indexed, (name, value))| Self { indexed, name: Arc::clone(name), value: Arc::clone(value) })
+    }
+
+    fn is_of(&self, entry: &Entry) -> bool {
+        let pairs = match self.indexed {
+            Indexed::Label => &entry.index.labels,
+            Indexed::Field => &entry.index.fields,
+        };
+        pairs.iter().any(|(name, value)| *name == self.name && *value == self.value)
+    }
+}
+
+impl Record {
+    /// The values after and before the change.
+    fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        let after = match &self.event.change {
+            Change::Put { entry, .. } => entry,
+            Change::Delete { last } => last,
+        };
+        std::iter::once(after).chain(&self.previous)
+    }
+}
+
 /// The newest snapshot and the window of history before it.
 pub(super) struct Timeline {
     newest: ArcSwap<Snapshot>,
@@ -59,7 +101,17 @@ struct History {
     rebuilt: VecDeque<Snapshot>,
     /// Bytes of values that only history holds.
     bytes: usize,
+    /// What has come since all watches were last woken.
+    since_nudge: Nudge,
     closed: bool,
+}
+
+/// A watch that is about one value may sleep for long. Before the window passes it, it is woken to move on.
+#[derive(Default)]
+struct Nudge {
+    revisions: usize,
+    bytes: usize,
+    time_ms: i64,
 }
 
 struct Stamped {
@@ -72,12 +124,35 @@ struct Ring {
     /// Every change of the bucket after this revision is held.
     floor: Revision,
     records: VecDeque<Arc<Record>>,
+    /// For watches of everything.
     wake: watch::Sender<Revision>,
+    /// For watches that are about one value of a label or field: thousands of agents watch the pods of one node each.
+    topics: HashMap<Interest, watch::Sender<Revision>>,
 }
 
 impl Ring {
     fn new(floor: Revision) -> Self {
-        Self { floor, records: VecDeque::new(), wake: watch::Sender::new(floor) }
+        Self { floor, records: VecDeque::new(), wake: watch::Sender::new(floor), topics: HashMap::new() }
+    }
+
+    /// Who waits for a change like this one, besides the watches of everything.
+    fn interested(&mut self, record: &Record) -> Vec<watch::Sender<Revision>> {
+        if self.topics.is_empty() {
+            return Vec::new();
+        }
+        let mut interested = Vec::new();
+        for interest in record.entries().flat_map(|entry| Interest::all_of(entry)) {
+            match self.topics.get(&interest) {
+                Some(topic) if topic.receiver_count() > 0 => interested.push(topic.clone()),
+                Some(_) => drop(self.topics.remove(&interest)),
+                None => {}
+            }
+        }
+        interested
+    }
+
+    fn wakes(&self) -> impl Iterator<Item = &watch::Sender<Revision>> {
+        std::iter::once(&self.wake).chain(self.topics.values())
     }
 }
 
@@ -91,6 +166,7 @@ impl Timeline {
             marks: VecDeque::new(),
             rebuilt: VecDeque::new(),
             bytes: 0,
+            since_nudge: Nudge::default(),
             closed: false,
             newest: snapshot.clone(),
         };
@@ -103,17 +179,15 @@ impl Timeline {
 
     /// Makes `snapshot` the newest; `records` are the changes that lead to it. Whoever sees an event sees it in the snapshot too.
     pub(super) fn publish(&self, snapshot: Snapshot, records: Vec<Record>, time_ms: i64) {
-        let mut woken: Vec<watch::Sender<Revision>> = Vec::new();
+        let mut woken = Vec::new();
         {
             let mut history = self.history.write();
             self.newest.store(Arc::new(snapshot.clone()));
             history.mark(&snapshot);
             for record in records {
-                let wake = history.push(record, time_ms);
-                if !woken.iter().any(|known| known.same_channel(&wake)) {
-                    woken.push(wake);
-                }
+                history.push(record, time_ms, &mut woken);
             }
+            history.nudge(&self.window, time_ms, &mut woken);
             history.trim(&self.window, time_ms);
             history.newest = snapshot.clone();
         }
@@ -135,7 +209,7 @@ impl Timeline {
         for ring in history.rings.values_mut() {
             ring.records.clear();
             ring.floor = snapshot.revision();
-            ring.wake.send_replace(snapshot.revision());
+            ring.wakes().for_each(|wake| drop(wake.send_replace(snapshot.revision())));
         }
         history.newest = snapshot;
     }
@@ -144,8 +218,8 @@ impl Timeline {
     pub(super) fn close(&self) {
         let mut history = self.history.write();
         history.closed = true;
-        for ring in history.rings.values() {
-            ring.wake.send_replace(history.newest.revision());
+        for wake in history.rings.values().flat_map(Ring::wakes) {
+            wake.send_replace(history.newest.revision());
         }
     }
 
@@ -190,6 +264,7 @@ impl Timeline {
             timeline: Arc::clone(self),
             bucket: name.into(),
             prefix: prefix.into(),
+            interest: None,
             cursor: from,
             wake: ring.wake.subscribe(),
             ready: VecDeque::new(),
@@ -211,18 +286,35 @@ impl History {
         }
     }
 
-    fn push(&mut self, record: Record, time_ms: i64) -> watch::Sender<Revision> {
+    fn push(&mut self, record: Record, time_ms: i64, woken: &mut Vec<watch::Sender<Revision>>) {
         let record = Arc::new(record);
         let name = bucket(record.event.key());
         self.bytes += weight(&record);
+        self.since_nudge.bytes += weight(&record);
+        self.since_nudge.revisions += 1;
         self.records.push_back(Stamped { time_ms, record: Arc::clone(&record) });
         if !self.rings.contains_key(name) {
             self.rings.insert(name.into(), Ring::new(self.start));
         }
-        // Present: put there in the lines above.
-        let Some(ring) = self.rings.get_mut(name) else { return watch::Sender::new(0) };
-        ring.records.push_back(Arc::clone(&record));
-        ring.wake.clone()
+        if let Some(ring) = self.rings.get_mut(name) {
+            woken.extend(ring.interested(&record));
+            if !woken.iter().any(|known| known.same_channel(&ring.wake)) {
+                woken.push(ring.wake.clone());
+            }
+            ring.records.push_back(Arc::clone(&record));
+        }
+    }
+
+    /// Wakes everybody once in a quarter of the window.
+    fn nudge(&mut self, window: &Window, time_ms: i64, woken: &mut Vec<watch::Sender<Revision>>) {
+        let Nudge { revisions, bytes, time_ms: last_ms } = self.since_nudge;
+        let age_ms = i64::try_from(window.age.as_millis()).unwrap_or(i64::MAX);
+        if revisions < window.revisions / 4 && bytes < window.bytes / 4 && time_ms.saturating_sub(last_ms) < age_ms / 4 {
+            return;
+        }
+        self.since_nudge = Nudge { revisions: 0, bytes: 0, time_ms };
+        self.rings.values_mut().for_each(|ring| ring.topics.retain(|_, topic| topic.receiver_count() > 0));
+        woken.extend(self.rings.values().flat_map(|ring| ring.topics.values()).cloned());
     }
 
     /// A bucket without a ring has had no change since the timeline began.
@@ -274,6 +366,7 @@ pub struct Watch {
     timeline: Arc<Timeline>,
     bucket: Arc<str>,
     prefix: Box<str>,
+    interest: Option<Interest>,
     /// Every event up to here was taken from the ring (or is not ours).
     cursor: Revision,
     wake: watch::Receiver<Revision>,
@@ -284,6 +377,23 @@ pub struct Watch {
 const TAKE: usize = 256;
 
 impl Watch {
+    /// Only events of objects that have, or had before the change, this value of a label or indexed field. The others do not even
+    /// wake this watch.
+    #[must_use]
+    pub fn narrowed_to(mut self, indexed: Indexed, name: &str, value: &str) -> Self {
+        let interest = Interest { indexed, name: name.into(), value: value.into() };
+        if let Some(ring) = self.timeline.history.write().rings.get_mut(&self.bucket) {
+            self.wake = ring.topics.entry(interest.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
+        }
+        self.interest = Some(interest);
+        self
+    }
+
+    fn is_ours(&self, record: &Record) -> bool {
+        let of_interest = |interest: &Interest| record.entries().any(|entry| interest.is_of(entry));
+        record.event.key().starts_with(&*self.prefix) && self.interest.as_ref().is_none_or(of_interest)
+    }
+
     /// The next event; `None` when the store was closed. Cancel-safe.
     ///
     /// # Errors
@@ -320,9 +430,10 @@ impl Watch {
             return event.revision - 1;
         }
         let history = self.timeline.history.read();
-        let ours = history.rings.get(&self.bucket).is_some_and(|ring| {
-            ring.floor > self.cursor || ring.after(self.cursor).any(|record| record.event.key().starts_with(&*self.prefix))
-        });
+        let ours = history
+            .rings
+            .get(&self.bucket)
+            .is_some_and(|ring| ring.floor > self.cursor || ring.after(self.cursor).any(|record| self.is_ours(record)));
         if ours { self.cursor } else { self.cursor.max(history.newest.revision()) }
     }
 
@@ -345,17 +456,17 @@ impl Watch {
         if ring.floor > self.cursor {
             return Taken::Expired(Expired { revision: self.cursor, oldest: history.floor.max(ring.floor) });
         }
-        let mut seen = self.cursor;
+        let (mut seen, mut ready) = (self.cursor, std::mem::take(&mut self.ready));
         for record in ring.after(self.cursor) {
             seen = record.event.revision;
-            if record.event.key().starts_with(&*self.prefix) {
-                self.ready.push_back(record.event.clone());
-                if self.ready.len() == TAKE {
+            if self.is_ours(record) {
+                ready.push_back(record.event.clone());
+                if ready.len() == TAKE {
                     break;
                 }
             }
         }
-        self.cursor = seen;
+        (self.cursor, self.ready) = (seen, ready);
         match (self.ready.is_empty(), history.closed) {
             (false, _) => Taken::Events,
             (true, true) => Taken::Closed,
