@@ -277,3 +277,8 @@ pub fn cidr(errors: &mut Errors, path: &Path, text: &str) {
         errors.push(FieldError::invalid(path.clone(), text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
     }
 }
+
+/// Whether an optional list is absent or empty.
+pub fn is_blank<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}

@@ -118,3 +118,12 @@ pub fn cut(text: &str, max: usize) -> String {
         format!("{}...", text.chars().take(max.saturating_sub(3)).collect::<String>())
     }
 }
+
+/// When an object was made, as `2024-01-01T00:00:00Z`: the cell of the column Created At.
+pub fn created_at(meta: &ObjectMeta) -> Value {
+    let time = meta.creation_timestamp.as_ref().and_then(|time| serde_json::to_value(time).ok());
+    time.unwrap_or_else(|| "<unknown>".into())
+}
+
+/// The columns of kinds that show when they were made.
+pub const CREATED_AT: Column = Column { kind: "date", ..Column::text("Created At") };

@@ -133,9 +133,8 @@ pub fn row(event: &Event, now: Timestamp) -> Vec<Value> {
 
 fn source(event: &Event) -> String {
     let given = event.source.clone().unwrap_or_default();
-    let (component, host) = match str_of(&given.component) {
-        "" => (str_of(&event.reporting_component), str_of(&event.reporting_instance)),
-        component => (component, str_of(&given.host)),
-    };
+    let first = |one, other| if str_of(one).is_empty() { str_of(other) } else { str_of(one) };
+    let component = first(&given.component, &event.reporting_component);
+    let host = first(&given.host, &event.reporting_instance);
     if host.is_empty() { component.to_owned() } else { format!("{component}, {host}") }
 }

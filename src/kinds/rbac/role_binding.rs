@@ -1,12 +1,48 @@
-//! RoleBinding: see upstream `pkg/apis/rbac`.
+//! RoleBinding: gives rights within a namespace.
 
+use jiff::Timestamp;
 use k8s_openapi::api::rbac::v1::RoleBinding;
+use serde_json::Value;
 
+use super::rules;
+use crate::api::field::FieldError;
+use crate::api::kind::{Column, Subresource};
 use crate::api::names;
+use crate::kinds::print::{age, name};
 use crate::kinds::typed::Definition;
 
 /// The kind.
 pub static ROLE_BINDING: Definition<RoleBinding> = Definition {
+    columns: &[
+        Column::NAME,
+        Column::text("Role"),
+        Column::AGE,
+        Column::wide("Users"),
+        Column::wide("Groups"),
+        Column::wide("ServiceAccounts"),
+    ],
+    row: Some(row),
+    default: Some(|binding| rules::default_binding(&mut binding.role_ref, binding.subjects.as_mut())),
+    validate: Some(validate),
+    validate_update: Some(validate_update),
     name_rule: names::path_segment,
     ..Definition::namespaced("io.k8s.api.rbac.v1.RoleBinding", "rbac.authorization.k8s.io/rolebindings", "rolebinding")
 };
+
+fn validate(binding: &RoleBinding) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    rules::binding(&mut errors, &binding.role_ref, binding.subjects.as_ref(), &["ClusterRole", "Role"], true);
+    errors
+}
+
+fn validate_update(new: &RoleBinding, old: &RoleBinding, _subresource: Option<Subresource>) -> Vec<FieldError> {
+    let mut errors = validate(new);
+    rules::same_role(&mut errors, &new.role_ref, &old.role_ref);
+    errors
+}
+
+fn row(binding: &RoleBinding, now: Timestamp) -> Vec<Value> {
+    let [users, groups, accounts] = rules::subjects(binding.subjects.as_ref());
+    let role = format!("{}/{}", binding.role_ref.kind, binding.role_ref.name);
+    vec![name(&binding.metadata), role.into(), age(&binding.metadata, now), users.into(), groups.into(), accounts.into()]
+}
