@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::auth::{AUTHENTICATED, Attributes};
 use crate::http::tls::Trust;
 use crate::kinds::Kinds;
 use crate::pki::Pki;
@@ -78,4 +79,27 @@ async fn masters_reach_everything_and_anonymous_nothing_that_is_not_public() {
     assert_eq!(call(&server, "root", Method::POST, "/version", None).await.0, 405);
     assert_eq!(call(&server, "root", Method::GET, "/readyz", None).await, (200, json!("ok")));
     assert_eq!(call(&server, "root", Method::GET, "/openid/v1/jwks", None).await.1["keys"][0]["kty"], "EC");
+}
+
+#[tokio::test]
+async fn a_new_cluster_has_what_it_needs_and_a_second_start_writes_nothing() {
+    let server = server();
+    bootstrap::run(&server).await.unwrap();
+    let revision = server.registry.store().snapshot().revision();
+    bootstrap::run(&server).await.unwrap();
+    assert_eq!(server.registry.store().snapshot().revision(), revision);
+    for path in ["/healthz", "/livez", "/readyz", "/version"] {
+        assert_eq!(call(&server, "", Method::GET, path, None).await.0, 200, "{path}");
+    }
+    for path in ["/", "/api", "/apis", "/metrics", "/openapi/v2", "/readyz/ping", "/openid/v1/jwks"] {
+        assert_eq!(call(&server, "", Method::GET, path, None).await.0, 403, "{path}");
+    }
+    let edit = Attributes::resource("create", "apps", "deployments", "default", "");
+    let jane = UserInfo::new("jane", &[AUTHENTICATED]);
+    assert!(!server.authorizer.authorize(&jane, &edit).is_allowed());
+    assert!(server.authorizer.authorize(&jane, &Attributes::path("get", "/apis/apps/v1")).is_allowed());
+    let controller = UserInfo::service_account("kube-system", "deployment-controller");
+    assert!(
+        server.authorizer.authorize(&controller, &Attributes::resource("create", "apps", "replicasets", "x", "")).is_allowed()
+    );
 }

@@ -1,7 +1,7 @@
 //! Nobody gives rights that they do not have: the checks on writes of roles and bindings, as upstream's
 //! `pkg/registry/rbac/*/policybased`.
 
-use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, RoleRef};
+use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef};
 use serde::Deserialize;
 
 use super::{Authorizer, rules};
@@ -33,11 +33,10 @@ pub fn check(
             if holds(authorizer, user, "escalate", names.plural, namespace, object.name()) {
                 return Ok(());
             }
-            let role: ClusterRole = object.typed()?;
-            let wanted = match &role.aggregation_rule {
+            let wanted = match object.0.get("aggregationRule").filter(|rule| !rule.is_null()) {
                 // What an aggregated role will hold is not known: only who has everything may make one.
                 Some(_) => rules::everything().to_vec(),
-                None => role.rules.unwrap_or_default(),
+                None => rules::of(object)?,
             };
             must_cover(authorizer, user, kind, namespace, object.name(), &wanted)
         }

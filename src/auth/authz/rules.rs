@@ -2,7 +2,9 @@
 //! `component-helpers/auth/rbac/validation/policy_comparator.go`.
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use serde::Deserialize;
 
+use crate::api::{ApiError, Object};
 use crate::auth::Attributes;
 
 const ALL: &str = "*";
@@ -13,6 +15,17 @@ fn list(texts: Option<&Vec<String>>) -> &[String] {
 
 fn has(texts: Option<&Vec<String>>, text: &str) -> bool {
     list(texts).iter().any(|one| one == ALL || one == text)
+}
+
+/// The rules of a Role or ClusterRole.
+///
+/// # Errors
+/// 400 when they do not decode.
+pub fn of(role: &Object) -> Result<Vec<PolicyRule>, ApiError> {
+    match role.0.get("rules").filter(|rules| !rules.is_null()) {
+        None => Ok(Vec::new()),
+        Some(rules) => Vec::deserialize(rules).map_err(|error| ApiError::bad_request(format!("json: cannot unmarshal: {error}"))),
+    }
 }
 
 /// Whether a rule allows a request.
