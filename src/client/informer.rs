@@ -117,7 +117,8 @@ impl<K: ApiObject> Informer<K> {
     /// Starts to list and watch a kind, in a task of `tasks`.
     pub fn start(tasks: &TaskGroup, client: Client, scope: Scope) -> Arc<Self> {
         let path = path::<K>(&scope.namespace, None, None);
-        Self::start_source(tasks, client, Source { path, query: scope.query, accept: "application/json".to_owned() })
+        let accept = "application/json".to_owned();
+        Self::start_source(tasks, client, Source { path, query: scope.query, accept_watch: accept.clone(), accept })
     }
 }
 

@@ -36,8 +36,10 @@ pub struct Source {
     pub path: String,
     /// Selectors: `fieldSelector=spec.nodeName%3Dn1`, or "".
     pub query: String,
-    /// The media type asked for.
+    /// The media type of the list.
     pub accept: String,
+    /// The media type of the watch.
+    pub accept_watch: String,
 }
 
 /// Where the reflector is.
@@ -170,7 +172,7 @@ impl<T: Cached> Reflector<T> {
     }
 
     async fn apply_events(&self, path: &str, revision: &mut String) -> Result<std::convert::Infallible, Interrupted> {
-        let mut stream = WatchStream::open(&self.client, path, &self.source.accept).await?;
+        let mut stream = WatchStream::open(&self.client, path, &self.source.accept_watch).await?;
         loop {
             match stream.next::<T>().await?.ok_or(Interrupted::Ended)? {
                 WatchEvent::Applied(object) => {

@@ -52,7 +52,8 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         .or_else(|| std::env::var("DOCKER_HOST").ok())
         .unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
     let owner = owner(&parts.data_dir)?;
-    let docker = Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
+    let docker =
+        Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
     let address = SocketAddr::new(parts.bind_address, settings.kubelet_port);
     let tls = ServerTls::new(&parts.serving.chain_pem, &parts.serving.key_pem, Some(&parts.client_ca_pem))?;
     let listener = Listener::bind(address, Some(Arc::new(tls))).await;

@@ -18,6 +18,7 @@ use crate::rt::clock::SharedClock;
 
 mod deployment;
 mod expectations;
+mod garbage_collector;
 mod metadata;
 mod metrics;
 mod namespace;
@@ -36,6 +37,7 @@ pub use runner::{Seen, Watches};
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
     ("deployment", deployment::deployment),
+    ("garbagecollector", garbage_collector::garbage_collector),
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
     ("replicaset", replicaset::replica_set),

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::super::RequestInfo;
 use super::super::negotiate::{self, Media};
-use crate::api::prune::{self, FieldValidation};
 use crate::api::proto::{self, ProtoError};
+use crate::api::prune::{self, FieldValidation};
 use crate::api::schema::{self, Type};
 use crate::api::{ApiError, Kind, Object, yaml};
 use crate::http::Body;
@@ -195,11 +195,9 @@ mod tests {
 
     #[test]
     fn duplicates_are_named_with_their_path() {
-        for (text, found) in [
-            (r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]),
-            (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""]),
-        ] {
-            let decoded = decode(Media::Json, text.as_bytes(), None).map_err(|error| error.message).map(|decoded| decoded.warnings);
+        for (text, found) in [(r#"{"a":1,"b":{"c":[1,{"d":2}]}}"#, vec![]), (r#"{"a":1,"a":2}"#, vec!["duplicate field \"a\""])] {
+            let decoded =
+                decode(Media::Json, text.as_bytes(), None).map_err(|error| error.message).map(|decoded| decoded.warnings);
             assert_eq!(decoded.unwrap(), found, "{text}");
         }
         for bad in ["", "{", "[]", "{} x", "1"] {

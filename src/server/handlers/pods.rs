@@ -16,8 +16,17 @@ use crate::http::{HttpRequest, HttpResponse};
 const ERROR_BYTES: usize = 50 << 10;
 
 /// Query parameters of a log that the kubelet knows.
-const LOG_PARAMETERS: &[&str] =
-    &["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream", "insecureSkipTLSVerifyBackend"];
+const LOG_PARAMETERS: &[&str] = &[
+    "follow",
+    "previous",
+    "timestamps",
+    "sinceSeconds",
+    "sinceTime",
+    "tailLines",
+    "limitBytes",
+    "stream",
+    "insecureSkipTLSVerifyBackend",
+];
 
 /// The streams of exec and attach: their names here, and those of the kubelet.
 const STREAMS: &[(&str, &str)] = &[("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
@@ -76,7 +85,8 @@ fn container(pod: &Object, wanted: &str) -> Result<String, ApiError> {
     let containers = names("containers");
     let init = names("initContainers");
     if !wanted.is_empty() {
-        let is_known = [&containers, &init, &names("ephemeralContainers")].iter().any(|list| list.iter().any(|name| name == wanted));
+        let is_known =
+            [&containers, &init, &names("ephemeralContainers")].iter().any(|list| list.iter().any(|name| name == wanted));
         return if is_known {
             Ok(wanted.to_owned())
         } else {
@@ -186,7 +196,11 @@ mod tests {
             (two.clone(), "b", Ok("b")),
             (init.clone(), "i", Ok("i")),
             (two.clone(), "", Err("a container name must be specified for pod p, choose one of: [a b]")),
-            (init, "", Err("a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]")),
+            (
+                init,
+                "",
+                Err("a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"),
+            ),
             (two, "c", Err("container c is not valid for pod p")),
         ] {
             let answer = container(&pod(spec), wanted);

@@ -62,7 +62,8 @@ impl<'a> Target<'a> {
 
 fn pod_address(pod: &Object, port: &str) -> Result<(String, u16), ApiError> {
     let host = pod.str_at(&["status", "podIP"]).filter(|host| !host.is_empty());
-    let host = host.ok_or_else(|| ApiError::new(503, Reason::ServiceUnavailable, format!("pod {} has no address", pod.name())))?;
+    let host =
+        host.ok_or_else(|| ApiError::new(503, Reason::ServiceUnavailable, format!("pod {} has no address", pod.name())))?;
     let ports = pod.get(&["spec", "containers"]).and_then(Value::as_array).into_iter().flatten();
     let ports = ports.filter_map(|container| container.get("ports")?.as_array()).flatten();
     let number = |one: &Value| one.get("containerPort").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
@@ -81,17 +82,17 @@ fn service_address(server: &Server, service: &Object, port: &str) -> Result<(Str
     let ports: Vec<&Value> = service.get(&["spec", "ports"]).and_then(Value::as_array).into_iter().flatten().collect();
     let name = |one: &Value| one.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
     let matches = |one: &&Value| {
-        port.is_empty() || name(one) == port || one.get("port").and_then(Value::as_u64).is_some_and(|number| number.to_string() == port)
+        port.is_empty()
+            || name(one) == port
+            || one.get("port").and_then(Value::as_u64).is_some_and(|number| number.to_string() == port)
     };
     let wanted = ports.iter().copied().find(matches);
     let wanted = wanted.ok_or_else(|| unavailable(format!("no service port {port:?} found for service {:?}", service.name())))?;
     let wanted = name(wanted);
     let kind = server.registry.kinds().find("discovery.k8s.io", "v1", "endpointslices").ok_or_else(ApiError::no_such_path)?;
     let labels = [("kubernetes.io/service-name".to_owned(), service.name().to_owned())];
-    let options = ListOptions {
-        labels: Selector::from_labels(labels.iter().map(|(key, value)| (key, value))),
-        ..ListOptions::default()
-    };
+    let options =
+        ListOptions { labels: Selector::from_labels(labels.iter().map(|(key, value)| (key, value))), ..ListOptions::default() };
     for entry in server.registry.list(&*kind, service.namespace(), &options)?.entries {
         let slice = server.registry.decode(&*kind, &entry)?;
         if let Some(found) = ready_endpoint(&slice, &wanted) {
