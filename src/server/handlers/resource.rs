@@ -15,6 +15,9 @@ use crate::api::{ApiError, Kind};
 use crate::http::{HttpRequest, HttpResponse};
 use crate::registry::Registry;
 
+/// Verbs on a collection: with a field selector on `metadata.name` they carry a name all the same.
+const COLLECTION_VERBS: &[&str] = &["list", "watch", "deletecollection"];
+
 /// The kind and the subresource that a request names.
 ///
 /// # Errors
@@ -25,7 +28,7 @@ pub fn target(registry: &Registry, context: &RequestContext) -> Result<(Arc<dyn 
     if !kind.names().is_namespaced() && !info.namespace.is_empty() && kind.names().plural != "namespaces" {
         return Err(ApiError::no_such_path());
     }
-    if kind.names().is_namespaced() && info.namespace.is_empty() && !info.name.is_empty() && info.verb != "watch" {
+    if kind.names().is_namespaced() && info.namespace.is_empty() && !info.name.is_empty() && !COLLECTION_VERBS.contains(&info.verb.as_str()) {
         return Err(ApiError::no_such_path());
     }
     if info.subresource.is_empty() {
