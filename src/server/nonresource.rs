@@ -13,7 +13,7 @@ pub const MAJOR: &str = "1";
 /// See [`MAJOR`].
 pub const MINOR: &str = "36";
 /// The version in `/version`; nodes say the same of themselves.
-pub const GIT_VERSION: &str = concat!("v1.36.0+orch-", env!("CARGO_PKG_VERSION"));
+pub const GIT_VERSION: &str = concat!("v1.36.0+orch.", env!("CARGO_PKG_VERSION"));
 
 /// Paths that answer with a list of themselves at `/`.
 const PATHS: [&str; 12] = [

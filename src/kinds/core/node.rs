@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 
-use super::pod::deprecated_label;
 use super::pod_spec::defaults::quantities;
 use super::pod_spec::{resources, scheduling};
 use crate::api::field::{FieldError, Path};
@@ -114,11 +113,6 @@ fn warnings(node: &Node) -> Vec<String> {
     let mut texts = Vec::new();
     if node.spec.as_ref().is_some_and(|spec| spec.config_source.is_some()) {
         texts.push("spec.configSource: the feature is no longer supported".to_owned());
-    }
-    for key in node.metadata.labels.iter().flatten().map(|(key, _)| key) {
-        if let Some(instead) = deprecated_label(key) {
-            texts.push(format!("metadata.labels[{key}]: deprecated since v1.14; use {instead:?} instead"));
-        }
     }
     texts
 }

@@ -14,7 +14,7 @@ use crate::kinds::check::str_of;
 use crate::kinds::typed::{Definition, Selectable, names_of};
 
 pub use qos::qos_class;
-pub use warnings::{deprecated_label, spec as template_warnings};
+pub use warnings::spec as template_warnings;
 
 const FIELDS: [Selectable; 8] = [
     Selectable::text("spec.nodeName", &[&["spec", "nodeName"]]),

@@ -91,7 +91,7 @@ fn container(texts: &mut Vec<String>, path: &Path, container: &Container) {
 }
 
 /// The label that took the place of a deprecated one.
-pub fn deprecated_label(key: &str) -> Option<&'static str> {
+fn deprecated_label(key: &str) -> Option<&'static str> {
     Some(match key {
         "beta.kubernetes.io/arch" => "kubernetes.io/arch",
         "beta.kubernetes.io/os" => "kubernetes.io/os",
