@@ -156,7 +156,7 @@ impl Ca {
     }
 }
 
-fn subject(common_name: &str, organizations: &[String]) -> DistinguishedName {
+pub(super) fn subject(common_name: &str, organizations: &[String]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     for organization in organizations {
         name.push(DnType::OrganizationName, organization.as_str());
@@ -165,7 +165,7 @@ fn subject(common_name: &str, organizations: &[String]) -> DistinguishedName {
     name
 }
 
-fn san_of(text: &str) -> Result<SanType, PkiError> {
+pub(super) fn san_of(text: &str) -> Result<SanType, PkiError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }

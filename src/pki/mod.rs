@@ -17,6 +17,7 @@ use crate::rt::files;
 mod ca;
 mod certificate;
 pub mod jwt;
+pub mod request;
 
 pub use ca::{Ca, Leaf, hex};
 pub use certificate::Certificate;
