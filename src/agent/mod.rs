@@ -27,6 +27,7 @@ mod node;
 mod pod;
 mod pods;
 mod probe;
+pub mod server;
 mod sources;
 mod volume;
 

@@ -1,0 +1,123 @@
+//! Where the last N lines of a container's log begin, over its rotated files, read from behind.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::logs::Entry;
+
+/// Bytes read at once.
+const BLOCK_BYTES: u64 = 64 << 10;
+
+/// The files of a log, oldest first: Docker appends `.1` to the file before the present one, and so on.
+pub(super) fn files(log: &Path) -> Vec<PathBuf> {
+    let rotated = (1..).map(|number| rotated(log, number)).take_while(|path| path.exists());
+    let mut files: Vec<PathBuf> = std::iter::once(log.to_owned()).chain(rotated).collect();
+    files.reverse();
+    files
+}
+
+pub(super) fn rotated(log: &Path, number: u32) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// The file (its index) and offset from which the last `lines` lines follow.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(super) fn start(files: &[PathBuf], lines: u64) -> io::Result<(usize, u64)> {
+    let mut left = lines;
+    let mut is_newest = true;
+    for (index, path) in files.iter().enumerate().rev() {
+        let mut file = std::fs::File::open(path)?;
+        let mut end = file.seek(SeekFrom::End(0))?;
+        if is_newest && lines == 0 {
+            return Ok((index, end));
+        }
+        let mut carried = Vec::new();
+        while end > 0 {
+            let begin = end.saturating_sub(BLOCK_BYTES);
+            let mut block = vec![0; usize::try_from(end - begin).unwrap_or(0)];
+            file.seek(SeekFrom::Start(begin))?;
+            file.read_exact(&mut block)?;
+            block.append(&mut carried);
+            // Entries end with a newline: what stands before the first one may begin in an earlier block.
+            let mut stop = block.len();
+            while stop > 0 {
+                let start = block[..stop - 1].iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+                let Some(start) = start.or((begin == 0).then_some(0)) else { break };
+                let ends_line = Entry::parse(&block[start..stop]).is_none_or(|entry| entry.log.ends_with('\n'));
+                // An entry that ends a line belongs to the line before those that were counted.
+                if ends_line || is_newest {
+                    if left == 0 {
+                        return Ok((index, begin + stop as u64));
+                    }
+                    left -= 1;
+                }
+                is_newest = false;
+                stop = start;
+            }
+            block.truncate(stop);
+            carried = block;
+            end = begin;
+        }
+    }
+    Ok((0, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> String {
+        format!("{}\n", serde_json::json!({ "log": text, "stream": "stdout", "time": "2026-01-01T00:00:00Z" }))
+    }
+
+    fn rest(files: &[PathBuf], lines: u64) -> String {
+        let (index, offset) = start(files, lines).unwrap();
+        let mut text = String::new();
+        for (n, path) in files.iter().enumerate().skip(index) {
+            let content = std::fs::read_to_string(path).unwrap();
+            let from = if n == index { usize::try_from(offset).unwrap() } else { 0 };
+            for entry in content[from..].lines() {
+                text += &Entry::parse(entry.as_bytes()).unwrap().log;
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn counts_lines_over_files_and_partial_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("x-json.log");
+        std::fs::write(rotated(&log, 2), line("one\n")).unwrap();
+        std::fs::write(rotated(&log, 1), line("two\n") + &line("thr")).unwrap();
+        std::fs::write(&log, line("ee\n") + &line("four\n") + &line("fi")).unwrap();
+        let files = files(&log);
+        assert_eq!(files.len(), 3);
+        let cases = [
+            (0, ""),
+            (1, "fi"),
+            (2, "four\nfi"),
+            (3, "three\nfour\nfi"),
+            (4, "two\nthree\nfour\nfi"),
+            (5, "one\ntwo\nthree\nfour\nfi"),
+            (99, "one\ntwo\nthree\nfour\nfi"),
+        ];
+        for (lines, expected) in cases {
+            assert_eq!(rest(&files, lines), expected, "{lines}");
+        }
+    }
+
+    #[test]
+    fn finds_lines_across_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("x-json.log");
+        let lines: Vec<String> = (0..5_000).map(|n| format!("line {n} {}\n", "x".repeat(n % 97))).collect();
+        std::fs::write(&log, lines.iter().map(|text| line(text)).collect::<String>()).unwrap();
+        for count in [1_usize, 10, 700, 701, 3_000, 4_999, 5_000] {
+            assert_eq!(rest(&files(&log), count as u64), lines[5_000 - count..].concat(), "{count}");
+        }
+    }
+}
