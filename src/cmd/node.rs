@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use super::error::CmdError;
 use super::settings::{ClusterSettings, NodeSettings};
+use crate::agent::server::KubeletServer;
 use crate::agent::{Agent, AgentConfig};
 use crate::client::Client;
 use crate::cri::docker::{Docker, DockerConfig};
@@ -59,6 +60,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let listener = Listener::bind(address, Some(Arc::new(tls))).await;
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime = Arc::new(docker);
+    let clock = Arc::clone(&parts.clock);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
@@ -77,7 +79,8 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         clock: parts.clock,
     };
     let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
-    let _ = (agent, listener);
+    let server = KubeletServer::new(agent.pods(), runtime, clock, tasks);
+    tasks.critical("kubelet server", server.serve(listener));
     Ok(())
 }
 
