@@ -2,10 +2,13 @@
 //!
 //! A plugin is one file and one row of [`PLUGINS`], in upstream's order (`pkg/kubeapiserver/options/plugins.go`).
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::api::{ApiError, Object};
+use crate::auth::Authorizer;
 use crate::registry::{Admit, Attributes, Reader};
 
 mod default_storage_class;
@@ -13,6 +16,7 @@ mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
+mod rbac_escalation;
 mod service_account;
 mod taint_nodes;
 
@@ -47,11 +51,13 @@ static PLUGINS: &[&dyn Plugin] = &[
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
+    &rbac_escalation::RbacEscalation,
 ];
 
 /// What a plugin is given beside the object.
 struct Context<'a> {
     reader: &'a Reader,
+    authorizer: &'a Authorizer,
     attributes: &'a Attributes<'a>,
     #[expect(dead_code, reason = "the plugins that warn come with their kinds")]
     warnings: &'a mut Vec<String>,
@@ -73,12 +79,13 @@ impl Context<'_> {
 /// The chain of all plugins.
 pub struct Chain {
     reader: Reader,
+    authorizer: Arc<Authorizer>,
 }
 
 impl Chain {
-    /// A chain whose plugins look up other objects with `reader`.
-    pub fn new(reader: Reader) -> Self {
-        Self { reader }
+    /// A chain whose plugins look up other objects with `reader`, and ask `authorizer` what a user may do.
+    pub fn new(reader: Reader, authorizer: Arc<Authorizer>) -> Self {
+        Self { reader, authorizer }
     }
 }
 
@@ -91,7 +98,7 @@ impl Admit for Chain {
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let mut context = Context { reader: &self.reader, attributes, warnings };
+        let mut context = Context { reader: &self.reader, authorizer: &self.authorizer, attributes, warnings };
         for plugin in PLUGINS {
             plugin.mutate(&mut context, object, old).await.inspect_err(|error| refused(*plugin, error))?;
         }
@@ -105,7 +112,7 @@ impl Admit for Chain {
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let mut context = Context { reader: &self.reader, attributes, warnings };
+        let mut context = Context { reader: &self.reader, authorizer: &self.authorizer, attributes, warnings };
         for plugin in PLUGINS {
             plugin.validate(&mut context, object, old).await.inspect_err(|error| refused(*plugin, error))?;
         }

@@ -22,7 +22,7 @@ async fn chain(objects: &[(&str, Value)]) -> Chain {
         let write = Write::Put { key: (*key).into(), draft };
         store.commit(Transaction { guards: Vec::new(), writes: vec![write], durability: Durability::Synced }).await.unwrap();
     }
-    Chain::new(Reader::new(store))
+    Chain::new(Reader::new(store.clone()), Arc::new(Authorizer::new(store)))
 }
 
 fn named(name: &str) -> Value {

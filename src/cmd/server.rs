@@ -139,8 +139,8 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn server(&self, store: Arc<dyn Store>, tasks: &TaskGroup) -> Result<Arc<Server>, CmdError> {
-        let admit = Arc::new(Chain::new(Reader::new(Arc::clone(&store))));
         let authorizer = Arc::new(Authorizer::new(Arc::clone(&store)));
+        let admit = Arc::new(Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer)));
         let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
         let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
         let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::auth::{AUTHENTICATED, Attributes};
+use crate::admission::Chain;
 use crate::http::tls::Trust;
 use crate::kinds::Kinds;
 use crate::pki::Pki;
-use crate::registry::AdmitAll;
+use crate::registry::Reader;
 use crate::rt::SystemClock;
 use crate::store::memory::MemoryStore;
 
@@ -19,12 +20,14 @@ use crate::store::memory::MemoryStore;
 pub(crate) fn server() -> Arc<Server> {
     let clock: SharedClock = Arc::new(SystemClock);
     let store = MemoryStore::new(Arc::clone(&clock));
-    let registry = Registry::new(store.clone(), Arc::new(Kinds::builtin()), Arc::new(AdmitAll), Arc::clone(&clock));
+    let authorizer = Arc::new(Authorizer::new(store.clone()));
+    let admit = Arc::new(Chain::new(Reader::new(store.clone()), Arc::clone(&authorizer)));
+    let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&clock));
     let pki = Pki::generate(clock.now()).unwrap();
     let node_tls = ClientTls::new(&Trust::Roots(pki.server_ca.certificate_pem().to_owned()), None).unwrap();
     Server::new(ServerParts {
         registry,
-        authorizer: Arc::new(Authorizer::new(store)),
+        authorizer,
         config: ServerConfig {
             cluster_domain: "cluster.local".to_owned(),
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
@@ -102,4 +105,48 @@ async fn a_new_cluster_has_what_it_needs_and_a_second_start_writes_nothing() {
     assert!(
         server.authorizer.authorize(&controller, &Attributes::resource("create", "apps", "replicasets", "x", "")).is_allowed()
     );
+}
+
+#[tokio::test]
+async fn a_service_account_has_what_is_bound_to_it_as_long_as_it_lives() {
+    let server = server();
+    bootstrap::run(&server).await.unwrap();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ci"}});
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    assert_eq!(call(&server, "root", Method::POST, accounts, Some(account)).await.0, 201);
+    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 600}});
+    let (status, granted) = call(&server, "root", Method::POST, &format!("{accounts}/ci/token"), Some(request)).await;
+    assert_eq!(status, 201, "{granted}");
+    let token = granted["status"]["token"].as_str().unwrap();
+
+    let pods = "/api/v1/namespaces/default/pods";
+    assert_eq!(call(&server, token, Method::GET, pods, None).await.0, 403);
+    let bind = |name: &str, role: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "ci", "namespace": "default"}],
+        })
+    };
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+    let (status, bound) = call(&server, "root", Method::POST, bindings, Some(bind("ci", "admin"))).await;
+    assert_eq!(status, 201, "{bound}");
+    assert_eq!(call(&server, token, Method::GET, pods, None).await.0, 200);
+    assert_eq!(call(&server, token, Method::POST, bindings, Some(bind("own", "edit"))).await.0, 201);
+    let (status, refused) = call(&server, token, Method::POST, bindings, Some(bind("more", "cluster-admin"))).await;
+    let message = refused["message"].as_str().unwrap();
+    assert!(status == 403 && message.contains("is attempting to grant RBAC permissions not currently held"), "{refused}");
+
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "delete", "resource": "pods", "namespace": "default"}},
+    });
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    assert_eq!(call(&server, token, Method::POST, reviews, Some(review)).await.1["status"]["allowed"], json!(true));
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+    let (_, reviewed) = call(&server, "root", Method::POST, "/apis/authentication.k8s.io/v1/tokenreviews", Some(review)).await;
+    assert_eq!(reviewed["status"]["user"]["username"], "system:serviceaccount:default:ci", "{reviewed}");
+
+    assert_eq!(call(&server, "root", Method::DELETE, &format!("{accounts}/ci"), None).await.0, 200);
+    assert_eq!(call(&server, token, Method::GET, pods, None).await.0, 401);
 }
