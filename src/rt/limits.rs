@@ -35,8 +35,6 @@ pub const BATCH_WRITES: usize = 512;
 pub const BATCH_BYTES: usize = 1 << 20;
 /// Largest encoded object, as etcd's default request limit (1.5 MiB).
 pub const OBJECT_BYTES: usize = 1_536 << 10;
-/// Events that a slow watcher may fall behind before it gets 410.
-pub const WATCH_RING_EVENTS: usize = 10_000;
 
 /// Time a watch stays open if the client does not say (upstream: 30 to 60 minutes, at random).
 pub const WATCH_TIMEOUT_MIN: Duration = Duration::from_secs(1_800);

@@ -209,7 +209,9 @@ impl Timeline {
         for ring in history.rings.values_mut() {
             ring.records.clear();
             ring.floor = snapshot.revision();
-            ring.wakes().for_each(|wake| drop(wake.send_replace(snapshot.revision())));
+            for wake in ring.wakes() {
+                wake.send_replace(snapshot.revision());
+            }
         }
         history.newest = snapshot;
     }
