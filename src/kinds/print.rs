@@ -110,15 +110,6 @@ pub fn int_or_string(value: Option<&IntOrString>) -> String {
     }
 }
 
-/// A text of at most `max` characters, cut with dots.
-pub fn cut(text: &str, max: usize) -> String {
-    if text.chars().count() <= max {
-        text.to_owned()
-    } else {
-        format!("{}...", text.chars().take(max.saturating_sub(3)).collect::<String>())
-    }
-}
-
 /// When an object was made, as `2024-01-01T00:00:00Z`: the cell of the column Created At.
 pub fn created_at(meta: &ObjectMeta) -> Value {
     let time = meta.creation_timestamp.as_ref().and_then(|time| serde_json::to_value(time).ok());
