@@ -11,8 +11,10 @@ use crate::api::{ApiError, Object};
 use crate::auth::Authorizer;
 use crate::registry::{Admit, Attributes, Reader};
 
+mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
@@ -45,12 +47,14 @@ trait Plugin: Send + Sync {
 /// THE table: all plugins, in the order they are asked.
 static PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
+    &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taint_nodes::TaintNodesByCondition,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
+    &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
 ];
 

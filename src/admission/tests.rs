@@ -90,3 +90,36 @@ async fn refusals_have_upstreams_words() {
     let refused = admit(&chain, &UserInfo::default(), Operation::Delete, "namespaces", &mut default).await;
     assert_eq!(refused, Err("namespaces \"default\" is forbidden: this namespace may not be deleted".to_owned()));
 }
+
+#[tokio::test]
+async fn limit_ranges_fill_and_bound() {
+    let limits = json!([{"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m"},
+        "max": {"cpu": "1"}, "min": {"cpu": "50m"}}, {"type": "Pod", "max": {"cpu": "1500m"}}]);
+    let chain = chain(&[
+        ("core/namespaces/default", named("default")),
+        ("core/serviceaccounts/default/default", named("default")),
+        ("core/limitranges/default/l", json!({"metadata": {"name": "l"}, "spec": {"limits": limits}})),
+    ])
+    .await;
+    let pod = |resources: &[Value]| {
+        let containers: Vec<Value> =
+            resources.iter().enumerate().map(|(at, one)| json!({"name": format!("c{at}"), "resources": one})).collect();
+        Object(json!({"metadata": {"name": "p"}, "spec": {"containers": containers}}).as_object().unwrap().clone())
+    };
+    let mut filled = pod(&[json!({})]);
+    admit(&chain, &UserInfo::default(), Operation::Create, "pods", &mut filled).await.unwrap();
+    let resources = &filled.spec().unwrap()["containers"][0]["resources"];
+    assert_eq!(*resources, json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "500m"}}));
+    assert_eq!(
+        filled.annotation("kubernetes.io/limit-ranger"),
+        Some("LimitRanger plugin set: cpu request for container c0; cpu limit for container c0")
+    );
+    for (resources, why) in [
+        (vec![json!({"limits": {"cpu": "2"}})], "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2]"),
+        (vec![json!({"requests": {"cpu": "10m"}})], "minimum cpu usage per Container is 50m, but request is 10m"),
+        (vec![json!({"limits": {"cpu": "900m"}}); 2], "maximum cpu usage per Pod is 1500m, but limit is 1800m"),
+    ] {
+        let refused = admit(&chain, &UserInfo::default(), Operation::Create, "pods", &mut pod(&resources)).await;
+        assert_eq!(refused, Err(format!("pods \"p\" is forbidden: {why}")));
+    }
+}
