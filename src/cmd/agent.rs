@@ -1,12 +1,79 @@
 //! `orch agent`: a node of a cluster that runs elsewhere.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::error::CmdError;
+use super::node::{self, NodeParts};
 use super::settings::AgentSettings;
+use super::token::Token;
+use super::{host, notify, run};
+use crate::agent::bootstrap::{self, JoinConfig, JoinError, Joined};
+use crate::rt::clock::SharedClock;
+use crate::rt::{Backoff, SystemClock, TaskGroup};
 
 /// Runs until a signal.
 ///
 /// # Errors
 /// [`CmdError`], which says what to do.
 pub async fn run(settings: AgentSettings) -> Result<(), CmdError> {
-    Err(CmdError::Setting(format!("cannot join {}", settings.join)))
+    if !host::is_root() {
+        return Err(CmdError::NotRoot);
+    }
+    let tasks = TaskGroup::new();
+    tokio::select! {
+        started = start(&settings, &tasks) => started?,
+        stopped = run::until_stopped(&tasks) => return stopped,
+    }
+    notify::send("READY=1");
+    run::until_stopped(&tasks).await
+}
+
+async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let token = settings.token.as_deref().map(Token::parse).transpose().map_err(CmdError::Setting)?;
+    let name = settings.node.node_name.clone().unwrap_or_else(host::name);
+    let node_ip = settings.node.node_ip.unwrap_or_else(host::address);
+    let data_dir = settings.common.data_dir.join("agent");
+    let config = JoinConfig {
+        server_url: settings.join.clone(),
+        ca_fingerprint: token.as_ref().and_then(|token| token.ca_fingerprint.clone()),
+        token: token.map(|token| token.secret).unwrap_or_default(),
+        node_name: name.clone(),
+        node_ip,
+        data_dir: data_dir.clone(),
+        clock: Arc::clone(&clock),
+    };
+    let joined = join(config, tasks).await?;
+    tracing::info!(server = settings.join, node = name, "joined");
+    let parts = NodeParts {
+        settings: &settings.node,
+        cluster: &settings.cluster,
+        name,
+        data_dir,
+        bind_address: settings.bind_address,
+        node_ip,
+        is_control_plane: false,
+        client: joined.client,
+        serving: joined.serving,
+        client_ca_pem: joined.client_ca_pem,
+        clock,
+    };
+    node::start(parts, tasks).await
+}
+
+/// Joins; a server that does not answer yet is asked again, for ever.
+async fn join(config: JoinConfig, tasks: &TaskGroup) -> Result<Joined, CmdError> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    loop {
+        match bootstrap::join(config.clone(), tasks).await {
+            Ok(joined) => return Ok(joined),
+            Err(error @ JoinError::Server { .. }) => {
+                let delay = backoff.next_delay();
+                tracing::warn!(error = %CmdError::Node(error.into()).report(), delay_ms = delay.as_millis(), "cannot join yet");
+                tokio::time::sleep(delay).await;
+            }
+            Err(error) => return Err(CmdError::Node(error.into())),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::rt::log;
 
 mod agent;
+mod certificates;
 mod config;
 mod error;
 mod host;

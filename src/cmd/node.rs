@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
+use tokio::sync::watch;
 
+use super::certificates;
 use super::error::CmdError;
 use super::settings::{ClusterSettings, NodeSettings};
 use crate::agent::server::KubeletServer;
 use crate::agent::{Agent, AgentConfig};
 use crate::client::Client;
+use crate::cri::Runtime;
 use crate::cri::docker::{Docker, DockerConfig};
 use crate::http::listener::Listener;
-use crate::http::tls::ServerTls;
 use crate::pki::Identity;
 use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, files, random};
@@ -34,8 +36,8 @@ pub struct NodeParts<'a> {
     pub node_ip: IpAddr,
     pub is_control_plane: bool,
     pub client: Client,
-    /// By which the node's own server is known.
-    pub serving: Identity,
+    /// By which the node's own server is known; a new value when it was renewed.
+    pub serving: watch::Receiver<Identity>,
     /// Whose clients the node's own server believes.
     pub client_ca_pem: String,
     pub clock: SharedClock,
@@ -56,10 +58,10 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let docker =
         Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
     let address = SocketAddr::new(parts.bind_address, settings.kubelet_port);
-    let tls = ServerTls::new(&parts.serving.chain_pem, &parts.serving.key_pem, Some(&parts.client_ca_pem))?;
-    let listener = Listener::bind(address, Some(Arc::new(tls))).await;
+    let tls = certificates::server_tls(parts.serving, &parts.client_ca_pem, tasks)?;
+    let listener = Listener::bind(address, Some(tls)).await;
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
-    let runtime = Arc::new(docker);
+    let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
     let config = AgentConfig {
         node_name: parts.name,
@@ -75,12 +77,12 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         owner,
         max_pods: MAX_PODS,
         client: parts.client,
-        runtime: Arc::clone(&runtime) as Arc<_>,
+        runtime: Arc::clone(&runtime),
         clock: parts.clock,
     };
     let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
-    let server = KubeletServer::new(agent.pods(), runtime, clock, tasks);
-    tasks.critical("kubelet server", server.serve(listener));
+    let server = KubeletServer::new(agent.pods(), runtime, clock, &tasks.child());
+    tasks.critical("node listener", server.serve(listener));
     Ok(())
 }
 

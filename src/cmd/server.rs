@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::certificates;
 use super::error::CmdError;
 use super::loopback::Loopback;
 use super::node::{self, NodeParts};
@@ -22,7 +23,7 @@ use crate::client::informer::Informers;
 use crate::client::kubeconfig::Kubeconfig;
 use crate::controllers::{self, ControllerConfig};
 use crate::http::listener::Listener;
-use crate::http::tls::{ClientTls, ServerTls, Trust};
+use crate::http::tls::{ClientTls, Trust};
 use crate::kinds::Kinds;
 use crate::pki::{self, Pki};
 use crate::registry::{Reader, Registry};
@@ -58,20 +59,19 @@ async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdEr
     let data_dir = &settings.common.data_dir;
     std::fs::create_dir_all(data_dir).map_err(|source| CmdError::DataDir { path: data_dir.clone(), source })?;
     let clock: SharedClock = Arc::new(SystemClock);
-    let roots = Pki::open(&data_dir.join("pki"), clock.now())?;
+    let roots = Arc::new(Pki::open(&data_dir.join("pki"), clock.now())?);
     let token = Token::of_server(&data_dir.join("token"), settings.token.as_deref(), roots.server_ca.fingerprint())
         .map_err(CmdError::Setting)?;
     let addresses = Addresses::of(settings);
-    let (listener, tls) = listen(settings, &roots, &addresses, &clock).await?;
+    let listener = listen(settings, &roots, &addresses, &clock, tasks).await?;
     let options = OpenOptions::new(data_dir.join("store"), Arc::clone(&clock), tasks.clone());
     let store = RaftStore::open(options).await.map_err(|error| CmdError::Store(error.into()))?;
-    let parts = Parts { settings, roots: Arc::new(roots), token, addresses, clock };
+    let parts = Parts { settings, roots, token, addresses, clock };
     let server = parts.server(store, tasks)?;
     tasks.critical("api listener", listener.serve(Arc::clone(&server) as Arc<_>, tasks.child()));
     bootstrap::run(&server).await?;
     parts.write_kubeconfig()?;
     lead(&server, &parts, tasks);
-    renew(&parts, tls, tasks);
     tracing::info!(address = %parts.addresses.api, kubeconfig = %settings.write_kubeconfig.display(), "the API server is ready");
     if !settings.disable_agent {
         parts.start_node(&server, tasks).await?;
@@ -114,18 +114,12 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
     }
 }
 
-async fn listen(
-    settings: &ServerSettings,
-    roots: &Pki,
-    addresses: &Addresses,
-    clock: &SharedClock,
-) -> Result<(Listener, Arc<ServerTls>), CmdError> {
+async fn listen(settings: &ServerSettings, roots: &Arc<Pki>, addresses: &Addresses, clock: &SharedClock, tasks: &TaskGroup) -> Result<Listener, CmdError> {
     let sans = addresses.sans(settings, &server_config(settings, addresses));
-    let identity = roots.serving("orch-apiserver", &sans, clock.now())?;
-    let tls = Arc::new(ServerTls::new(&identity.chain_pem, &identity.key_pem, Some(roots.client_ca.certificate_pem()))?);
-    let listener = Listener::bind(addresses.api, Some(Arc::clone(&tls))).await;
-    let listener = listener.map_err(|error| CmdError::listen(addresses.api, &error, "https-listen-port"))?;
-    Ok((listener, tls))
+    let identity = certificates::serving(roots, "orch-apiserver", sans, clock, tasks)?;
+    let tls = certificates::server_tls(identity, roots.client_ca.certificate_pem(), tasks)?;
+    let listener = Listener::bind(addresses.api, Some(tls)).await;
+    listener.map_err(|error| CmdError::listen(addresses.api, &error, "https-listen-port"))
 }
 
 /// What the steps of starting share.
@@ -179,7 +173,7 @@ impl Parts<'_> {
         let node = &self.settings.node;
         let name = node.node_name.clone().unwrap_or_else(host::name);
         let user = UserInfo::new(&format!("system:node:{name}"), &["system:nodes"]);
-        let sans = [name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
+        let sans = vec![name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
         let parts = NodeParts {
             settings: node,
             cluster: &self.settings.cluster,
@@ -188,7 +182,7 @@ impl Parts<'_> {
             node_ip: self.addresses.node,
             is_control_plane: true,
             client: Loopback::client(server, user, "orch/agent"),
-            serving: self.roots.serving(&format!("system:node:{name}"), &sans, self.clock.now())?,
+            serving: certificates::serving(&self.roots, &format!("system:node:{name}"), sans, &self.clock, tasks)?,
             client_ca_pem: self.roots.client_ca.certificate_pem().to_owned(),
             name,
             clock: Arc::clone(&self.clock),
@@ -244,17 +238,3 @@ fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, ter
     scheduler::run(term, client, SchedulerConfig { informers, clock: Arc::clone(clock) });
 }
 
-/// Renews the API's certificate in the running process, long before it ends.
-fn renew(parts: &Parts<'_>, tls: Arc<ServerTls>, tasks: &TaskGroup) {
-    let (roots, clock, token) = (Arc::clone(&parts.roots), Arc::clone(&parts.clock), tasks.token());
-    let sans = parts.addresses.sans(parts.settings, &server_config(parts.settings, &parts.addresses));
-    tasks.critical("certificate renewal", async move {
-        while token.run_until_cancelled(tokio::time::sleep(pki::LEAF_RENEWAL)).await.is_some() {
-            let renewed = roots.serving("orch-apiserver", &sans, clock.now());
-            let replaced = renewed.map_err(CmdError::from).and_then(|new| Ok(tls.replace(&new.chain_pem, &new.key_pem)?));
-            if let Err(error) = replaced {
-                tracing::error!(error = error.report(), "cannot renew the API's certificate");
-            }
-        }
-    });
-}
