@@ -14,7 +14,13 @@ use crate::rt::clock::SharedClock;
 ///
 /// # Errors
 /// When a name is not fit for a certificate.
-pub fn serving(roots: &Arc<Pki>, common_name: &str, sans: Vec<String>, clock: &SharedClock, tasks: &TaskGroup) -> Result<watch::Receiver<Identity>, CmdError> {
+pub fn serving(
+    roots: &Arc<Pki>,
+    common_name: &str,
+    sans: Vec<String>,
+    clock: &SharedClock,
+    tasks: &TaskGroup,
+) -> Result<watch::Receiver<Identity>, CmdError> {
     let (sender, receiver) = watch::channel(roots.serving(common_name, &sans, clock.now())?);
     let (roots, clock, common_name, token) = (Arc::clone(roots), Arc::clone(clock), common_name.to_owned(), tasks.token());
     tasks.critical(format!("renewal of {common_name}"), async move {
@@ -32,7 +38,11 @@ pub fn serving(roots: &Arc<Pki>, common_name: &str, sans: Vec<String>, clock: &S
 ///
 /// # Errors
 /// When certificate, key or CA cannot be used.
-pub fn server_tls(mut serving: watch::Receiver<Identity>, client_ca_pem: &str, tasks: &TaskGroup) -> Result<Arc<ServerTls>, CmdError> {
+pub fn server_tls(
+    mut serving: watch::Receiver<Identity>,
+    client_ca_pem: &str,
+    tasks: &TaskGroup,
+) -> Result<Arc<ServerTls>, CmdError> {
     let first = serving.borrow_and_update().clone();
     let tls = Arc::new(ServerTls::new(&first.chain_pem, &first.key_pem, Some(client_ca_pem))?);
     let (shown, token) = (Arc::clone(&tls), tasks.token());

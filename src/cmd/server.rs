@@ -114,7 +114,13 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
     }
 }
 
-async fn listen(settings: &ServerSettings, roots: &Arc<Pki>, addresses: &Addresses, clock: &SharedClock, tasks: &TaskGroup) -> Result<Listener, CmdError> {
+async fn listen(
+    settings: &ServerSettings,
+    roots: &Arc<Pki>,
+    addresses: &Addresses,
+    clock: &SharedClock,
+    tasks: &TaskGroup,
+) -> Result<Listener, CmdError> {
     let sans = addresses.sans(settings, &server_config(settings, addresses));
     let identity = certificates::serving(roots, "orch-apiserver", sans, clock, tasks)?;
     let tls = certificates::server_tls(identity, roots.client_ca.certificate_pem(), tasks)?;
@@ -237,4 +243,3 @@ fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, ter
     let client = Loopback::client(server, UserInfo::new("system:kube-scheduler", &[]), "orch/scheduler");
     scheduler::run(term, client, SchedulerConfig { informers, clock: Arc::clone(clock) });
 }
-

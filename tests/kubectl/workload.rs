@@ -181,7 +181,9 @@ fn reads_and_executes(kubectl: &Kubectl) {
 
 /// `exec -it` behind a real pseudo-terminal, which util-linux' `script` gives.
 fn executes_on_a_terminal(kubectl: &Kubectl, pod: &str) {
-    let command = kubectl.command(["exec", "-it", pod, "--", "sh", "-c", "tty; stty size; exit 3"]);
+    // The terminal gets its size just after the process has started, as with `docker exec`.
+    let inside = "tty; until stty size 2>/dev/null | grep 33; do sleep 0.1; done; exit 3";
+    let command = kubectl.command(["exec", "-it", pod, "--", "sh", "-c", inside]);
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
     let mut script = std::process::Command::new("script");

@@ -117,12 +117,8 @@ fn world(spec: Value) -> World {
     let mailbox: Arc<Mailbox> = Arc::default();
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec, "metadata": {
         "name": "web", "namespace": "default", "uid": "uid-1", "resourceVersion": "1", "generation": 1}});
-    let api = Arc::new(Api {
-        pod: Mutex::new(pod),
-        revision: Mutex::new(1),
-        deleted: Mutex::default(),
-        mailbox: Arc::clone(&mailbox),
-    });
+    let api =
+        Arc::new(Api { pod: Mutex::new(pod), revision: Mutex::new(1), deleted: Mutex::default(), mailbox: Arc::clone(&mailbox) });
     let fake = Fake::new(Arc::clone(&clock) as _);
     fake.add_image("nginx:1.14");
     let tasks = TaskGroup::new();

@@ -28,7 +28,11 @@ pub fn target(registry: &Registry, context: &RequestContext) -> Result<(Arc<dyn 
     if !kind.names().is_namespaced() && !info.namespace.is_empty() && kind.names().plural != "namespaces" {
         return Err(ApiError::no_such_path());
     }
-    if kind.names().is_namespaced() && info.namespace.is_empty() && !info.name.is_empty() && !COLLECTION_VERBS.contains(&info.verb.as_str()) {
+    if kind.names().is_namespaced()
+        && info.namespace.is_empty()
+        && !info.name.is_empty()
+        && !COLLECTION_VERBS.contains(&info.verb.as_str())
+    {
         return Err(ApiError::no_such_path());
     }
     if info.subresource.is_empty() {
