@@ -137,6 +137,12 @@ impl Server {
         let token = tasks.token();
         let running = move || if token.is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
         health.add("shutdown", health::Probe::Ready, Arc::new(running));
+        let store = Arc::clone(registry.store());
+        let has_roles = move || match store.snapshot().get(bootstrap::SETUP_ROLE) {
+            Some(_) => Ok(()),
+            None => Err("the roles of a new cluster are not there yet".to_owned()),
+        };
+        health.add("poststarthook/rbac/bootstrap-roles", health::Probe::Ready, Arc::new(has_roles));
         Arc::new(Self {
             authenticator: Authenticator::new(authn),
             nodes: node::Nodes::new(node_tls, tasks.clone()),

@@ -120,7 +120,7 @@ impl RequestInfo {
             return;
         }
         let value = |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
-        if matches!(self.verb.as_str(), "get" | "watch" | "delete") {
+        if matches!(self.verb.as_str(), "get" | "watch") {
             self.name = value("fieldSelector").and_then(exact_name).unwrap_or_default();
         }
         self.verb = match self.verb.as_str() {

@@ -80,7 +80,8 @@ async fn masters_reach_everything_and_anonymous_nothing_that_is_not_public() {
     assert_eq!(refused["message"], message);
     assert_eq!(call(&server, "root", Method::GET, "/nothing", None).await.0, 404);
     assert_eq!(call(&server, "root", Method::POST, "/version", None).await.0, 405);
-    assert_eq!(call(&server, "root", Method::GET, "/readyz", None).await, (200, json!("ok")));
+    assert_eq!(call(&server, "root", Method::GET, "/livez", None).await, (200, json!("ok")));
+    assert_eq!(call(&server, "root", Method::GET, "/readyz", None).await.0, 500, "before it has its roles");
     assert_eq!(call(&server, "root", Method::GET, "/openid/v1/jwks", None).await.1["keys"][0]["kty"], "EC");
 }
 

@@ -15,6 +15,8 @@ use crate::registry::{Registry, WriteRequest};
 mod rbac;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Key of a role that is there when the cluster has been set up once.
+pub(super) const SETUP_ROLE: &str = "rbac.authorization.k8s.io/clusterroles/cluster-admin";
 /// Tries of a write that somebody else's came before.
 const ATTEMPTS: usize = 5;
 
