@@ -350,6 +350,7 @@ impl Worker {
         match status_patch(&self.uid, &known, &wanted) {
             Ok(Some(patch)) => {
                 self.is_patching = true;
+                self.announce_back_offs(&known, &wanted);
                 self.operations.push(Box::pin(async move {
                     let patched = client.patch::<Pod>(&namespace, &name, Some("status"), PatchKind::Strategic, &patch).await;
                     Done::Patched(patched.map(Box::new))
@@ -390,7 +391,28 @@ impl Worker {
         if was_terminal { PodStatus { phase: known.phase, ..computed } } else { computed }
     }
 
+    /// Says in an event that a container begins to wait for its next start.
+    fn announce_back_offs(&self, known: &PodStatus, wanted: &PodStatus) {
+        let held = |status: &PodStatus| -> BTreeSet<String> {
+            let all = [&status.container_statuses, &status.init_container_statuses];
+            let all = all.into_iter().flat_map(|list| list.iter().flatten());
+            let waits = all.filter(|one| {
+                let waiting = one.state.as_ref().and_then(|state| state.waiting.as_ref());
+                waiting.is_some_and(|waiting| waiting.reason.as_deref() == Some("CrashLoopBackOff"))
+            });
+            waits.map(|one| one.name.clone()).collect()
+        };
+        for name in held(wanted).difference(&held(known)) {
+            let message = format!("Back-off restarting failed container {name} in pod {}", status::full_name(&self.pod));
+            self.context.event(&self.pod, Some(name), true, "BackOff", &message);
+        }
+    }
+
     fn publish(&self, status: &PodStatus) {
+        // A pod of the same name may have come after one that is gone.
+        if self.is_gone {
+            return;
+        }
         let statuses = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
         let waiting = |name: &str| {
             let status = statuses.iter().flat_map(|list| list.iter().flatten()).find(|status| status.name == name)?;
