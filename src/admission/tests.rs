@@ -115,7 +115,10 @@ async fn limit_ranges_fill_and_bound() {
         Some("LimitRanger plugin set: cpu request for container c0; cpu limit for container c0")
     );
     for (resources, why) in [
-        (vec![json!({"limits": {"cpu": "2"}})], "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2]"),
+        (
+            vec![json!({"limits": {"cpu": "2"}})],
+            "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2]",
+        ),
         (vec![json!({"requests": {"cpu": "10m"}})], "minimum cpu usage per Container is 50m, but request is 10m"),
         (vec![json!({"limits": {"cpu": "900m"}}); 2], "maximum cpu usage per Pod is 1500m, but limit is 1800m"),
     ] {
