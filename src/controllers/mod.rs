@@ -17,6 +17,7 @@ use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
 mod deployment;
+mod endpoints;
 mod expectations;
 mod garbage_collector;
 mod metadata;
@@ -37,6 +38,7 @@ pub use runner::{Seen, Watches};
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
     ("deployment", deployment::deployment),
+    ("endpoints", endpoints::endpoints),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
