@@ -16,6 +16,9 @@ use crate::kinds::Kinds;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+mod bootstrap_token;
+mod certificates;
+mod cluster_role_aggregation;
 mod deployment;
 mod endpoints;
 mod expectations;
@@ -24,6 +27,7 @@ mod metadata;
 mod metrics;
 mod namespace;
 mod node_ipam;
+mod node_lifecycle;
 mod owners;
 mod pods;
 mod queue;
@@ -31,20 +35,26 @@ mod replicaset;
 mod runner;
 mod service_account;
 mod status;
+mod taint_eviction;
 
 pub use queue::Queue;
 pub use runner::{Seen, Watches};
 
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
+    ("bootstraptoken", bootstrap_token::bootstrap_token),
+    ("certificates", certificates::certificates),
+    ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
     ("endpoints", endpoints::endpoints),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
+    ("nodelifecycle", node_lifecycle::node_lifecycle),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),
+    ("tainteviction", taint_eviction::taint_eviction),
 ];
 
 /// Makes a controller.
