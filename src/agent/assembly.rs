@@ -111,7 +111,6 @@ impl Parts {
         let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let context = Context {
-            node_name: config.node_name.clone(),
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
             owner: config.owner.clone(),

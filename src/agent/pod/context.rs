@@ -53,7 +53,6 @@ pub type MountedVolumes = BTreeMap<String, PathBuf>;
 
 /// What every pod worker shares.
 pub struct Context {
-    pub node_name: String,
     pub node_ip: IpAddr,
     /// `DATA/agent/pods`.
     pub pods_dir: PathBuf,

@@ -128,7 +128,6 @@ fn world(spec: Value) -> World {
     let runtime = Arc::clone(&fake) as Arc<dyn crate::cri::Runtime>;
     let network = watch::channel(Some(Arc::new(Network) as Arc<dyn SandboxNetwork>)).1;
     let context = Arc::new(Context {
-        node_name: "n1".to_owned(),
         node_ip: [192, 0, 2, 1].into(),
         pods_dir: directory.path().to_owned(),
         owner: "o".to_owned(),
