@@ -94,8 +94,9 @@ mod tests {
     fn a_server_keeps_its_token() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let first = Token::of_server(&path, None, "ff").unwrap();
-        assert_eq!(Token::of_server(&path, None, "ff").unwrap(), first);
-        assert_eq!(Token::of_server(&path, Some("given"), "ff").unwrap().secret, "given");
+        let hash = "ff".repeat(32);
+        let first = Token::of_server(&path, None, &hash).unwrap();
+        assert_eq!(Token::of_server(&path, None, &hash).unwrap(), first);
+        assert_eq!(Token::of_server(&path, Some("given"), &hash).unwrap().secret, "given");
     }
 }
