@@ -11,6 +11,7 @@ use crate::api::{ApiError, Object};
 use crate::auth::Authorizer;
 use crate::registry::{Admit, Attributes, Reader};
 
+mod certificate_requestor;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -56,6 +57,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &default_storage_class::DefaultStorageClass,
     &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
+    &certificate_requestor::CertificateRequestor,
 ];
 
 /// What a plugin is given beside the object.

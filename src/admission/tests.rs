@@ -126,3 +126,25 @@ async fn limit_ranges_fill_and_bound() {
         assert_eq!(refused, Err(format!("pods \"p\" is forbidden: {why}")));
     }
 }
+
+#[tokio::test]
+async fn a_certificate_request_says_who_asks() {
+    let chain = chain(&[]).await;
+    let kind = Kinds::builtin().find("certificates.k8s.io", "v1", "certificatesigningrequests").unwrap();
+    let user = UserInfo::new("jane", &["dev"]);
+    let attributes = Attributes {
+        kind: &*kind,
+        namespace: "",
+        name: "r",
+        operation: Operation::Create,
+        subresource: None,
+        user: &user,
+        dry_run: false,
+    };
+    let forged = br#"{"metadata":{"name":"r"},"spec":{"username":"system:admin","groups":["system:masters"]},"status":{"certificate":"eA=="}}"#;
+    let mut request = Object::from_json(forged).unwrap();
+    chain.mutate(&attributes, &mut request, None, &mut Vec::new()).await.unwrap();
+    assert_eq!(request.str_at(&["spec", "username"]), Some("jane"));
+    assert_eq!(request.get(&["spec", "groups"]), Some(&json!(["dev"])));
+    assert_eq!(request.status(), None);
+}

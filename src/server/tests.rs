@@ -7,8 +7,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::auth::{AUTHENTICATED, Attributes};
 use crate::admission::Chain;
+use crate::auth::{AUTHENTICATED, Attributes};
 use crate::http::tls::Trust;
 use crate::kinds::Kinds;
 use crate::pki::Pki;
