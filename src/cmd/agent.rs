@@ -31,7 +31,8 @@ pub async fn run(settings: AgentSettings) -> Result<(), CmdError> {
 
 async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
     let clock: SharedClock = Arc::new(SystemClock);
-    let token = settings.token.as_deref().map(Token::parse).transpose().map_err(CmdError::Setting)?;
+    let given = settings.token.as_deref().filter(|token| !token.is_empty());
+    let token = given.map(Token::parse).transpose().map_err(CmdError::Setting)?;
     let name = settings.node.node_name.clone().unwrap_or_else(host::name);
     let node_ip = settings.node.node_ip.unwrap_or_else(host::address);
     let data_dir = settings.common.data_dir.join("agent");
