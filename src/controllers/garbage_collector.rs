@@ -268,7 +268,7 @@ impl Controller for GarbageCollector {
                 }
                 seen.new.into_iter().for_each(|object| queue.add(by_uid(object.uid())));
                 let gone = seen.old.filter(|old| seen.new.is_none_or(|new| new.uid() != old.uid()));
-                for object in gone {
+                if let Some(object) = gone {
                     // Those who waited for it, and those who depended on it.
                     object.owners().iter().for_each(|owner| queue.add(by_uid(&owner.uid)));
                     for other in monitors.read().iter() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::api::Kind;
 use crate::api::kind::{Names, Verb};
-use crate::client::{Cached, Client, ClientError, DeleteOptions, ListMeta, PatchKind};
+use crate::client::{Cached, Client, ClientError, DeleteOptions, PatchKind};
 
 /// The media type of a list of metadata; of one object, and of a watch, without `List`.
 pub(super) const ACCEPT_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
@@ -79,8 +79,6 @@ impl Cached for Meta {
 /// A page of metadata.
 #[derive(Debug, Deserialize)]
 pub(super) struct MetaList {
-    #[serde(default)]
-    pub(super) metadata: ListMeta,
     #[serde(default)]
     pub(super) items: Vec<Meta>,
 }

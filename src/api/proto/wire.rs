@@ -12,7 +12,7 @@ pub(super) struct Reader<'a> {
 pub(super) enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
-    Fixed32(u32),
+    Fixed32,
     Bytes(&'a [u8]),
 }
 
@@ -38,7 +38,10 @@ impl<'a> Reader<'a> {
                 let length = usize::try_from(self.varint()?).map_err(|_| ProtoError::Truncated)?;
                 Wire::Bytes(self.take(length)?)
             }
-            5 => Wire::Fixed32(u32::from_le_bytes(self.array()?)),
+            5 => {
+                self.array::<4>()?;
+                Wire::Fixed32
+            }
             other => return Err(ProtoError::WireType(u8::try_from(other).unwrap_or(u8::MAX))),
         };
         Ok(Some((tag, field)))
@@ -82,7 +85,7 @@ impl<'a> Wire<'a> {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Varint(_) => Err(ProtoError::WireType(0)),
             Self::Fixed64(_) => Err(ProtoError::WireType(1)),
-            Self::Fixed32(_) => Err(ProtoError::WireType(5)),
+            Self::Fixed32 => Err(ProtoError::WireType(5)),
         }
     }
 

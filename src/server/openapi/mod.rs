@@ -140,7 +140,7 @@ fn built(path: &str, hash: &str, build: impl FnOnce() -> Vec<u8>) -> Bytes {
 fn types(kinds: &[Arc<dyn Kind>]) -> Vec<&'static Type> {
     let mut names: BTreeSet<String> = COMMON.iter().map(|name| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}")).collect();
     for kind in kinds {
-        for name in kind.schema() {
+        if let Some(name) = kind.schema() {
             names.insert(name.to_owned());
             names.insert(format!("{name}List"));
         }
