@@ -81,7 +81,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Po
 fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()> + Send + 'static) {
     let token = tasks.token();
     tasks.critical(name, async move {
-        if token.run_until_cancelled(work).await.is_some() {
+        if token.run_until_cancelled(work).await.is_some() && !token.is_cancelled() {
             tracing::error!("a part of the agent ended by itself");
         }
     });
