@@ -1,0 +1,40 @@
+//! The README's first command: a cluster of one, the example application on it, and its end; and every other example applies.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::{Cluster, docker, free_port, text};
+
+#[test]
+fn the_quick_start_runs_the_example_and_stops() {
+    let folder = tempfile::Builder::new().prefix("orch-quickstart-").tempdir().unwrap();
+    let (port, kubelet) = (free_port().to_string(), free_port().to_string());
+    let quickstart = |arguments: &[&str]| -> Output {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart"));
+        command.args(arguments).env("ORCH_BIN", env!("CARGO_BIN_EXE_orch")).env("HOME", folder.path());
+        command.env("ORCH_DATA_DIR", folder.path().join("data")).env("ORCH_WRITE_KUBECONFIG", folder.path().join("kubeconfig"));
+        command.env("ORCH_HTTPS_LISTEN_PORT", &port).env("ORCH_KUBELET_PORT", &kubelet).env("ORCH_NODE_NAME", "quickstart");
+        command.env("ORCH_CONFIG", "/dev/null").env("ORCH_CLUSTER_CIDR", "10.90.0.0/16").env("ORCH_SERVICE_CIDR", "10.91.0.0/16");
+        command.output().unwrap()
+    };
+    let said = |output: &Output| format!("{}{}", text(&output.stdout), text(&output.stderr));
+    let up = quickstart(&[]);
+    assert!(up.status.success() && said(&up).contains("answers: Welcome to nginx!"), "{}", said(&up));
+    let owner = std::fs::read_to_string(folder.path().join("data/agent/owner")).unwrap();
+    let again = quickstart(&[]);
+    assert!(again.status.success() && said(&again).contains("is running already"), "{}", said(&again));
+    let stopped = quickstart(&["stop"]);
+    assert!(stopped.status.success(), "{}", said(&stopped));
+    assert_eq!(docker(["ps", "-aq", "--filter", &format!("label=io.orch.owner={owner}")]), "", "{}", said(&stopped));
+}
+
+#[test]
+fn every_example_applies() {
+    let cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.37");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    kubectl.run(["apply", "-f", examples.to_str().unwrap()]);
+    kubectl.run(["wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s"]);
+    let logs = kubectl.run(["logs", "reads-config"]);
+    assert!(logs.contains("maxmemory=2mb") && logs.contains("user=root"), "{logs}");
+}
