@@ -3,5 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod command;
 mod errors;
+mod python;
 mod workload;
