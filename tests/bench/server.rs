@@ -13,7 +13,8 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_orch");
 
 pub struct Server {
     pub folder: tempfile::TempDir,
-    child: Child,
+    /// `None` once it has ended.
+    child: Option<Child>,
     pub ready_after: Duration,
 }
 
@@ -43,7 +44,7 @@ impl Server {
             .arg(format!("--disable-agent={}", !node));
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("the server");
-        let mut server = Self { folder, child, ready_after: Duration::ZERO };
+        let mut server = Self { folder, child: Some(child), ready_after: Duration::ZERO };
         server.wait(runtime, "/readyz", |_| true);
         server.ready_after = start.elapsed();
         server
@@ -73,7 +74,7 @@ impl Server {
 
     /// User and system CPU seconds so far.
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("stat");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("stat");
         let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
         let ticks: f64 = fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
         ticks / 100.0
@@ -81,7 +82,7 @@ impl Server {
 
     /// Resident memory in MB.
     pub fn memory_mb(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).expect("a number").parse::<f64>().expect("a number") / 1024.0
     }
@@ -93,9 +94,15 @@ impl Server {
         Self::on(runtime, folder, false)
     }
 
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running server").id()
+    }
+
     fn end(&mut self) {
-        let _ended = Command::new("kill").arg(self.child.id().to_string()).status();
-        let _status = self.child.wait();
+        if let Some(mut child) = self.child.take() {
+            let _ended = Command::new("kill").arg(child.id().to_string()).status();
+            let _status = child.wait();
+        }
     }
 }
 
