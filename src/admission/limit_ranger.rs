@@ -36,7 +36,7 @@ impl Plugin for LimitRanger {
     async fn validate(&self, context: &mut Context<'_>, object: Option<&Object>, _old: Option<&Object>) -> Result<(), ApiError> {
         let Some(object) = object else { return Ok(()) };
         let (is_pod, is_claim) = (context.is_core("Pod"), context.is_core("PersistentVolumeClaim"));
-        if !is_claim && !(is_pod && context.attributes.operation == Operation::Create) {
+        if !(is_claim || is_pod && context.attributes.operation == Operation::Create) {
             return Ok(());
         }
         let mut errors = Vec::new();

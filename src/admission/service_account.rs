@@ -36,10 +36,10 @@ impl Plugin for ServiceAccount {
                 "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
             )));
         };
-        if pod.get(&["spec", "imagePullSecrets"]).and_then(Value::as_array).is_none_or(Vec::is_empty) {
-            if let Some(secrets) = account.get(&["imagePullSecrets"]).filter(|secrets| secrets.is_array()) {
-                pod.set(&["spec", "imagePullSecrets"], secrets.clone());
-            }
+        if pod.get(&["spec", "imagePullSecrets"]).and_then(Value::as_array).is_none_or(Vec::is_empty)
+            && let Some(secrets) = account.get(&["imagePullSecrets"]).filter(|secrets| secrets.is_array())
+        {
+            pod.set(&["spec", "imagePullSecrets"], secrets.clone());
         }
         if wants_token(pod, &account) {
             mount_token(pod);

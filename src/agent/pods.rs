@@ -46,7 +46,7 @@ impl ContainerLookup {
             return self.previous.as_ref().ok_or(LookupError::NoPrevious { container, pod });
         }
         let reason = self.waiting_reason.clone().unwrap_or_else(|| "ContainerCreating".to_owned());
-        self.current.as_ref().or(self.previous.as_ref()).ok_or_else(|| LookupError::Waiting { container, pod, reason })
+        self.current.as_ref().or(self.previous.as_ref()).ok_or(LookupError::Waiting { container, pod, reason })
     }
 
     /// The running instance, for exec and attach.

@@ -249,10 +249,10 @@ pub fn percent(text: &str) -> Option<i64> {
 
 /// A percentage must not exceed 100.
 pub fn at_most_100_percent(errors: &mut Errors, path: &Path, value: &IntOrString) {
-    if let IntOrString::String(text) = value {
-        if percent(text).is_some_and(|percent| percent > 100) {
-            errors.push(FieldError::invalid(path.clone(), text.as_str(), "must not be greater than 100%"));
-        }
+    if let IntOrString::String(text) = value
+        && percent(text).is_some_and(|percent| percent > 100)
+    {
+        errors.push(FieldError::invalid(path.clone(), text.as_str(), "must not be greater than 100%"));
     }
 }
 

@@ -255,10 +255,10 @@ impl<K: Typed> Kind for Definition<K> {
     }
 
     fn row(&self, object: &Object, now: Timestamp) -> Vec<Value> {
-        if let Some(row) = self.row {
-            if let Ok(typed) = decode::<K>(object) {
-                return row(&typed, now);
-            }
+        if let Some(row) = self.row
+            && let Ok(typed) = decode::<K>(object)
+        {
+            return row(&typed, now);
         }
         print::plain_row(object, now, self.columns)
     }

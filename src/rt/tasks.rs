@@ -66,6 +66,7 @@ impl TaskGroup {
     /// # Errors
     /// Only when the work panicked or the runtime is going down.
     pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, tokio::task::JoinError> {
+        #[expect(clippy::disallowed_methods, reason = "this is the seam that all others use")]
         tokio::task::spawn_blocking(work).await
     }
 

@@ -120,11 +120,6 @@ impl Queue {
         !self.active.is_empty()
     }
 
-    /// How many pods wait.
-    pub fn len(&self) -> usize {
-        self.pods.len()
-    }
-
     fn promote(&mut self, now: Instant) {
         while let Some((at, uid)) = self.due.first().cloned() {
             if at > now {
@@ -181,6 +176,6 @@ mod tests {
         assert!(queue.pop(now + BACKOFF_BASE).is_some());
         queue.back_off(pod("a", "1", &json!({})), 5, now);
         queue.remove("a");
-        assert_eq!((queue.len(), queue.next_due()), (0, None));
+        assert_eq!((queue.pods.len(), queue.next_due()), (0, None));
     }
 }

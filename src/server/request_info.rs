@@ -172,7 +172,7 @@ pub fn is_true(value: &str) -> bool {
 
 /// Decodes `%41`, and `+` as a space where `plus` says so. What is no valid escape stays as it is.
 pub fn percent_decode(text: &str, plus: bool) -> String {
-    if !text.contains('%') && !(plus && text.contains('+')) {
+    if !(text.contains('%') || plus && text.contains('+')) {
         return text.to_owned();
     }
     let bytes = text.as_bytes();

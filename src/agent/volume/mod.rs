@@ -147,8 +147,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
 
 fn unsupported(volume: &Volume) -> String {
     let value = serde_json::to_value(volume).unwrap_or_default();
-    let kinds = value.as_object().into_iter().flat_map(serde_json::Map::keys);
-    let kind = kinds.filter(|key| *key != "name").cloned().next();
+    let mut kinds = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+    let kind = kinds.find(|key| *key != "name").cloned();
     match kind {
         Some(kind) => format!("volumes of type {kind} are not supported by this version"),
         None => "no volume source is given".to_owned(),

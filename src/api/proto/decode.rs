@@ -60,7 +60,7 @@ fn put(object: &mut Map<String, Value>, field: &Field, wire: Wire<'_>, depth: us
         }
         shape => {
             let value = value(wire, shape, depth)?;
-            if !value.is_null() && !(field.is_zero_absent && is_zero(&value)) {
+            if !(value.is_null() || field.is_zero_absent && is_zero(&value)) {
                 object.insert(field.name.to_owned(), value);
             }
             Ok(())

@@ -151,12 +151,12 @@ impl Requirement {
         if let Some(wrong) = wrong {
             return Err(format!("values: Invalid value: {values:?}: {wrong}"));
         }
-        if matches!(operator, Operator::GreaterThan | Operator::LessThan) {
-            for (index, value) in values.iter().enumerate().filter(|(_, value)| value.parse::<i64>().is_err()) {
-                return Err(format!(
-                    "values[{index}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
-                ));
-            }
+        if matches!(operator, Operator::GreaterThan | Operator::LessThan)
+            && let Some((index, value)) = values.iter().enumerate().find(|(_, value)| value.parse::<i64>().is_err())
+        {
+            return Err(format!(
+                "values[{index}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+            ));
         }
         for (index, value) in values.iter().enumerate() {
             if let [first, rest @ ..] = names::label_value(value).as_slice() {
@@ -245,7 +245,7 @@ impl Token {
     }
 
     /// The token where a value is expected: there `in` and `notin` are identifiers.
-    fn as_value(self) -> Self {
+    fn into_value(self) -> Self {
         match self {
             Self::Operator(Operator::In | Operator::NotIn, text) => Self::Identifier(text),
             other => other,
@@ -299,7 +299,7 @@ impl Parser {
     }
 
     fn peek(&self) -> Token {
-        self.peek_raw().as_value()
+        self.peek_raw().into_value()
     }
 
     fn next(&mut self) -> Token {

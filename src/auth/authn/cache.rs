@@ -34,8 +34,11 @@ struct Remembered {
     until: Timestamp,
 }
 
+/// What was verified, by the hash of the token, and the state of the store it was verified against.
+type Verified = (Option<Mark>, HashMap<[u8; 32], Remembered>);
+
 #[derive(Default)]
-pub(super) struct Cache(Mutex<(Option<Mark>, HashMap<[u8; 32], Remembered>)>);
+pub(super) struct Cache(Mutex<Verified>);
 
 fn key(token: &str) -> [u8; 32] {
     let mut key = [0; 32];

@@ -219,7 +219,7 @@ pub(super) fn slices(service: &Service, backends: &[Backend], existing: &[Arc<En
         backends.iter().map(|backend| (address_type(&backend.ip).to_owned(), backend.ports.clone())).collect();
     let is_stale = |slice: &&Arc<EndpointSlice>| {
         let group = group_of(slice);
-        !kept_groups.contains(&group) && !(kept_groups.is_empty() && group == (family(service).to_owned(), Vec::new()))
+        !(kept_groups.contains(&group) || kept_groups.is_empty() && group == (family(service).to_owned(), Vec::new()))
     };
     plan.delete.extend(existing.iter().filter(is_stale).cloned());
     plan

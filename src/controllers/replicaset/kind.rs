@@ -120,7 +120,7 @@ impl Replicated for ReplicationController {
 
     fn selector(&self) -> Result<Selector, String> {
         let selector = self.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-        Ok(selector.map_or_else(Selector::nothing, |labels| Selector::from_labels(labels)))
+        Ok(selector.map_or_else(Selector::nothing, Selector::from_labels))
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {

@@ -212,7 +212,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     }
 
     async fn open(&mut self, stream: u32, is_last: bool, headers: Headers) -> Result<(), SpdyError> {
-        if stream % 2 == 0 || stream <= self.last_stream {
+        if stream.is_multiple_of(2) || stream <= self.last_stream {
             return Err(SpdyError::Protocol("a client's streams are odd and grow"));
         }
         self.last_stream = stream;

@@ -50,10 +50,10 @@ impl Field {
                 (low, if low.to_string() == high { low } else { self.number(high)? })
             }
         };
-        if let Some(step) = step {
-            if number(step)? == 0 {
-                return Err(format!("step of range should be a positive number: {range}"));
-            }
+        if let Some(step) = step
+            && number(step)? == 0
+        {
+            return Err(format!("step of range should be a positive number: {range}"));
         }
         if low < self.min {
             return Err(format!("beginning of range ({low}) below minimum ({}): {range}", self.min));

@@ -41,10 +41,10 @@ fn default(secret: &mut Object) {
         secret.set(&["data"], Map::new());
     }
     for (key, text) in texts {
-        if let Some(text) = text.as_str() {
-            if let Ok(encoded) = serde_json::to_value(ByteString(text.as_bytes().to_vec())) {
-                secret.set(&["data", &key], encoded);
-            }
+        if let Some(text) = text.as_str()
+            && let Ok(encoded) = serde_json::to_value(ByteString(text.as_bytes().to_vec()))
+        {
+            secret.set(&["data", &key], encoded);
         }
     }
 }

@@ -47,10 +47,8 @@ fn probe(errors: &mut Errors, path: &Path, probe: &Probe, is_readiness: bool) {
             errors.push(FieldError::invalid(path, seconds, "must be greater than 0"));
         }
     }
-    if !is_readiness {
-        if let Some(threshold) = probe.success_threshold.filter(|threshold| *threshold != 1) {
-            errors.push(FieldError::invalid(path.child("successThreshold"), threshold, "must be 1"));
-        }
+    if !is_readiness && let Some(threshold) = probe.success_threshold.filter(|threshold| *threshold != 1) {
+        errors.push(FieldError::invalid(path.child("successThreshold"), threshold, "must be 1"));
     }
 }
 
@@ -101,13 +99,13 @@ fn handler(
     if let Some(grpc) = grpc {
         port(errors, &path.child("grpc").child("port"), i64::from(grpc.port));
     }
-    if let Some((sleep, Some(grace))) = sleep {
-        if sleep.seconds < 0 || sleep.seconds > grace {
-            let why = format!(
-                "must be non-negative and less than terminationGracePeriodSeconds ({grace}). Additionally, sleep with zero duration is allowed"
-            );
-            errors.push(FieldError::invalid(path.child("sleep"), sleep.seconds, why));
-        }
+    if let Some((sleep, Some(grace))) = sleep
+        && (sleep.seconds < 0 || sleep.seconds > grace)
+    {
+        let why = format!(
+            "must be non-negative and less than terminationGracePeriodSeconds ({grace}). Additionally, sleep with zero duration is allowed"
+        );
+        errors.push(FieldError::invalid(path.child("sleep"), sleep.seconds, why));
     }
 }
 
