@@ -21,39 +21,43 @@ impl Registry {
     /// # Errors
     /// 409 when the name is taken, 404 when the namespace is not there, 422 when the object is not valid, 403 of admission.
     pub async fn create(&self, request: &WriteRequest, object: Object) -> Result<Outcome, ApiError> {
-        let kind = &*request.kind;
-        let (mut object, mut warnings) = (object, Vec::new());
+        let mut object = object;
         if !request.name.is_empty() && object.name().is_empty() {
             object.set(&["metadata", "name"], request.name.as_str());
         }
-        let is_generated = object.name().is_empty() && !object.generate_name().is_empty();
-        meta::fill_for_create(&mut object, kind, &request.namespace, random::uid(), self.clock.now());
-        kind.default(&mut object);
-        let name = object.name().to_owned();
-        self.admit.mutate(&attributes(request, Operation::Create, &name), &mut object, None, &mut warnings).await?;
-        kind.prepare_create(&mut object);
+        if !object.name().is_empty() || object.generate_name().is_empty() {
+            return self.create_named(request, object).await;
+        }
+        // The name comes first of all, so that what derives from it (labels of a Job, say) is right.
         let mut attempt = 0;
         loop {
             attempt += 1;
-            if is_generated {
-                let name = format!("{}{}", meta::generate_base(object.generate_name()), random::suffix(meta::SUFFIX_LENGTH));
-                object.set(&["metadata", "name"], name);
-            }
-            if attempt == 1 {
-                let mut errors = meta::validate(&object, kind);
-                errors.extend(kind.validate(&object));
-                invalid(kind, object.name(), &errors)?;
-                warnings.extend(kind.warnings(&object));
-                let attributes = attributes(request, Operation::Create, object.name());
-                self.admit.validate(&attributes, Some(&object), None, &mut warnings).await?;
-            }
-            match self.insert(request, &mut object).await {
-                Err(error) if is_generated && error.is_already_exists() && attempt < NAME_ATTEMPTS => {}
-                Err(error) if is_generated && error.is_already_exists() => return Err(no_unique_name(kind, object.name())),
-                Err(error) => return Err(error),
-                Ok(entry) => return Ok(Outcome { entry, created: true, deleted: false, warnings }),
+            let name = format!("{}{}", meta::generate_base(object.generate_name()), random::suffix(meta::SUFFIX_LENGTH));
+            let mut named = object.clone();
+            named.set(&["metadata", "name"], name.as_str());
+            match self.create_named(request, named).await {
+                Err(error) if error.is_already_exists() && attempt < NAME_ATTEMPTS => {}
+                Err(error) if error.is_already_exists() => return Err(no_unique_name(&*request.kind, &name)),
+                outcome => return outcome,
             }
         }
+    }
+
+    async fn create_named(&self, request: &WriteRequest, mut object: Object) -> Result<Outcome, ApiError> {
+        let (kind, mut warnings) = (&*request.kind, Vec::new());
+        meta::fill_for_create(&mut object, kind, &request.namespace, random::uid(), self.clock.now());
+        kind.default(&mut object);
+        let name = object.name().to_owned();
+        let attributes = attributes(request, Operation::Create, &name);
+        self.admit.mutate(&attributes, &mut object, None, &mut warnings).await?;
+        kind.prepare_create(&mut object);
+        let mut errors = meta::validate(&object, kind);
+        errors.extend(kind.validate(&object));
+        invalid(kind, object.name(), &errors)?;
+        warnings.extend(kind.warnings(&object));
+        self.admit.validate(&attributes, Some(&object), None, &mut warnings).await?;
+        let entry = self.insert(request, &mut object).await?;
+        Ok(Outcome { entry, created: true, deleted: false, warnings })
     }
 
     async fn insert(&self, request: &WriteRequest, object: &mut Object) -> Result<Arc<Entry>, ApiError> {

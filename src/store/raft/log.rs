@@ -67,14 +67,15 @@ impl LogStore {
         let last_purged_log_id = Self::purged(&self.log).await?;
         let purged = last_purged_log_id.map(|id| id.index);
         let mut last_log_id = last_purged_log_id;
-        if let Some((first, last)) = self.log.bounds().await? {
-            if Some(last) > purged {
-                let row = self.log.read(last, last + 1).await?.pop();
-                last_log_id = row.map(|row| decode::<Entry>(&self.log, &row.bytes)).transpose()?.map(|entry| entry.log_id);
-            }
-            if let Some(purged) = last_purged_log_id.filter(|purged| first <= purged.index) {
-                self.log.purge(purged.index, PURGED, encode(&purged)?).await?;
-            }
+        if let Some((_, last)) = self.log.bounds(purged).await? {
+            let row = self.log.read(last, last + 1).await?.pop();
+            last_log_id = row.map(|row| decode::<Entry>(&self.log, &row.bytes)).transpose()?.map(|entry| entry.log_id);
+        }
+        // The process ended before all of them were removed.
+        if let Some(purged) = last_purged_log_id
+            && self.log.reaches_back_to(purged.index).await?
+        {
+            self.log.purge(purged.index, PURGED, encode(&purged)?).await?;
         }
         Ok(LogState { last_purged_log_id, last_log_id })
     }

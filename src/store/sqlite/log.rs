@@ -159,12 +159,25 @@ impl Log {
         self.ask(move |connection, path| read(connection, path, from, to)).await
     }
 
-    /// The first and the last index, if there are rows.
+    /// The first and the last index above `purged`, if there are such rows. Rows up to it may still wait for their removal, and
+    /// there may be a gap behind them.
     ///
     /// # Errors
     /// [`LogError::Corrupt`] if rows are missing in between.
-    pub async fn bounds(&self) -> Result<Option<(u64, u64)>, LogError> {
-        self.ask(bounds).await
+    pub async fn bounds(&self, purged: Option<u64>) -> Result<Option<(u64, u64)>, LogError> {
+        self.ask(move |connection, path| bounds(connection, path, purged)).await
+    }
+
+    /// Whether rows up to `index` are still there.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn reaches_back_to(&self, index: u64) -> Result<bool, LogError> {
+        self.ask(move |connection, path| {
+            let found = connection.query_row("SELECT EXISTS(SELECT 1 FROM log WHERE idx <= ?1)", [sql(index)], |row| row.get(0));
+            found.map_err(|error| LogError::of(path, &error))
+        })
+        .await
     }
 
     /// The last row of a kind.
@@ -258,9 +271,12 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     })
 }
 
-fn bounds(connection: &Connection, path: &Path) -> Result<Option<(u64, u64)>, LogError> {
+fn bounds(connection: &Connection, path: &Path, purged: Option<u64>) -> Result<Option<(u64, u64)>, LogError> {
+    let from = purged.map_or(0, |purged| purged.saturating_add(1));
     let (first, last, count): (Option<i64>, Option<i64>, i64) = connection
-        .query_row("SELECT min(idx), max(idx), count(*) FROM log", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .query_row("SELECT min(idx), max(idx), count(*) FROM log WHERE idx >= ?1", [sql(from)], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
         .map_err(|error| LogError::of(path, &error))?;
     let Some((first, last)) = first.zip(last) else { return Ok(None) };
     if last - first + 1 != count {
@@ -329,7 +345,7 @@ mod tests {
     async fn keeps_rows_across_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::open(dir.path()).unwrap();
-        assert_eq!(log.bounds().await.unwrap(), None);
+        assert_eq!(log.bounds(None).await.unwrap(), None);
         append(&log, (0..10).map(row).collect(), true).await;
         append(&log, (10..20).map(row).collect(), false).await;
         log.set("vote", b"me".to_vec()).await.unwrap();
@@ -341,10 +357,22 @@ mod tests {
         let log = Log::open(dir.path()).unwrap();
         assert_eq!(log.get("vote").await.unwrap(), Some(b"me".to_vec()));
         assert_eq!(log.get("purged").await.unwrap(), Some(b"4".to_vec()));
-        assert_eq!(log.bounds().await.unwrap(), Some((5, 17)));
+        assert_eq!(log.bounds(None).await.unwrap(), Some((5, 17)));
         assert_eq!(log.read(6, 9).await.unwrap(), (6..9).map(row).collect::<Vec<_>>());
         assert_eq!(log.read(5, u64::MAX).await.unwrap().len(), 13);
         assert_eq!(log.last_of_kind(2).await.unwrap(), Some(row(17)));
+        log.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_its_removal_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path()).unwrap();
+        // A checkpoint that was received covers entry 2, and 1 is still there.
+        append(&log, vec![row(1), row(3), row(4)], true).await;
+        assert!(log.bounds(None).await.is_err());
+        assert_eq!(log.bounds(Some(2)).await.unwrap(), Some((3, 4)));
+        assert_eq!((log.reaches_back_to(2).await.unwrap(), log.reaches_back_to(0).await.unwrap()), (true, false));
         log.close().await;
     }
 
