@@ -22,9 +22,10 @@ use super::probe::Prober;
 use super::sources::Sources;
 use super::volume::Volumes;
 use super::{AgentConfig, AgentError, Pods};
-use crate::client::informer::{Informer, Scope};
+use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
 use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
+use crate::network::parts::{self, PartContext};
 use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork};
 use crate::rt::{Backoff, TaskGroup};
 
@@ -114,7 +115,7 @@ impl Parts {
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
             owner: config.owner.clone(),
-            cluster_dns: config.cluster_dns,
+            cluster_dns: None,
             cluster_domain: config.cluster_domain.clone(),
             client: config.client.clone(),
             runtime: Arc::clone(&config.runtime),
@@ -176,6 +177,7 @@ async fn run_network(
     };
     slot.send_replace(Some(Arc::clone(&network) as Arc<dyn SandboxNetwork>));
     keeper.set_network(None);
+    parts::start(&part_context(&config, pod_cidr, &network, &tasks));
     while let Some(event) = events.next().await {
         match event {
             RuntimeEvent::Resync => {
@@ -187,6 +189,25 @@ async fn run_network(
         }
     }
     std::future::pending::<()>().await;
+}
+
+fn part_context(config: &AgentConfig, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>, tasks: &TaskGroup) -> PartContext {
+    let client = config.client.named("orch/network");
+    PartContext {
+        node: config.node_name.clone(),
+        node_ip: config.node_ip,
+        pod_cidr,
+        cluster_cidr: config.cluster_cidr,
+        service_cidr: config.service_cidr,
+        cluster_dns: config.cluster_dns,
+        cluster_domain: config.cluster_domain.clone(),
+        data_dir: config.data_dir.join("network"),
+        informers: Informers::new(tasks, client.clone()),
+        client,
+        pods: Arc::clone(pods),
+        clock: Arc::clone(&config.clock),
+        tasks: tasks.clone(),
+    }
 }
 
 /// The node's range: from the API, or, while that does not answer, the one known from before.

@@ -52,8 +52,10 @@ pub struct AgentConfig {
     pub kubelet_port: u16,
     /// The addresses of all pods of the cluster.
     pub cluster_cidr: Ipv4Net,
-    /// Address of the cluster's DNS; `None` while none is served: pods then get the host's resolvers.
-    pub cluster_dns: Option<IpAddr>,
+    /// The addresses of all Services.
+    pub service_cidr: Ipv4Net,
+    /// Address of the cluster's DNS.
+    pub cluster_dns: IpAddr,
     /// `cluster.local`.
     pub cluster_domain: String,
     /// Value of the label `io.orch.owner` on this agent's containers: the same that the runtime was connected with.

@@ -72,6 +72,14 @@ pub struct ClusterSettings {
     pub cluster_domain: String,
 }
 
+impl ClusterSettings {
+    /// The address of the cluster's DNS: the one given, else the tenth of the Service range.
+    pub fn cluster_dns(&self) -> IpAddr {
+        let tenth = u32::from(self.service_cidr.network()).wrapping_add(10);
+        self.cluster_dns.unwrap_or_else(|| IpAddr::V4(tenth.into()))
+    }
+}
+
 /// Flags of `orch server`.
 #[derive(Debug, Clone, Args)]
 pub struct ServerSettings {

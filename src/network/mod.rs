@@ -1,5 +1,5 @@
 //! The pod network: addresses (`ipam`), the routed veth of each pod (`attach`), and the rules that let pod traffic through
-//! (`firewall`).
+//! (`firewall`), and what runs on every node beside them ([`parts`]).
 //!
 //! A pod's sandbox starts with network `none`. [`PodNetwork::attach`] then lays a point-to-point veth pair by netlink: the pod's
 //! address as /32, a link-local gateway, one host route a pod; no bridge, so all pod traffic is routed and conntrack sees both
@@ -16,6 +16,7 @@ mod attach;
 mod firewall;
 pub mod ipam;
 mod netns;
+pub mod parts;
 
 pub use netns::connect;
 
