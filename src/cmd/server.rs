@@ -109,6 +109,7 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
         cluster_domain: settings.cluster.cluster_domain.clone(),
         cluster_cidr: IpNet::V4(settings.cluster.cluster_cidr),
         service_cidr: IpNet::V4(settings.cluster.service_cidr),
+        cluster_dns: settings.cluster.cluster_dns(),
         advertise: SocketAddr::new(addresses.node, settings.https_listen_port),
         anonymous: true,
     }

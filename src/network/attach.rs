@@ -205,12 +205,12 @@ fn peer_of(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| if let LinkAttribute::Link(index) = attribute { Some(*index) } else { None })
 }
 
-fn errno(error: &Error) -> Option<Errno> {
+pub(super) fn errno(error: &Error) -> Option<Errno> {
     let Error::NetlinkError(message) = error else { return None };
     message.code.map(|code| Errno::from_raw(code.get().abs()))
 }
 
-fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
+pub(super) fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
     move |error| match errno(&error) {
         Some(errno) => NetworkError::step(what, errno.desc()),
         None => NetworkError::step(what, error),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 mod attach;
+mod dns;
 mod firewall;
 pub mod ipam;
 mod netns;
@@ -196,6 +197,7 @@ impl PodNetwork {
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
+        dns::address::cleanup(&self.host, &self.config.node).await?;
         self.firewall.remove().await
     }
 }

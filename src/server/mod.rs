@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub cluster_domain: String,
     pub cluster_cidr: IpNet,
     pub service_cidr: IpNet,
+    /// Where the cluster's DNS answers.
+    pub cluster_dns: IpAddr,
     /// Where other machines reach this server.
     pub advertise: SocketAddr,
     /// Whether a request without credentials is `system:anonymous`; otherwise it is refused.
