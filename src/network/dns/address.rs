@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use rtnetlink::Handle;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 
 use super::super::NetworkError;
 use super::super::attach::{errno, hex, step};
@@ -35,6 +35,8 @@ pub(super) async fn ensure(handle: &Handle, node: &str, ip: IpAddr) -> Result<()
         return Ok(());
     }
     let mut request = handle.address().add(LOOPBACK, ip, if ip.is_ipv4() { 32 } else { 128 });
+    // Of this host only: the kernel never chooses it as the source of a packet that leaves.
+    request.message_mut().header.scope = AddressScope::Host;
     if ip.is_ipv4() {
         request.message_mut().attributes.push(AddressAttribute::Label(label(node)));
     }

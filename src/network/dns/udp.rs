@@ -118,7 +118,9 @@ impl Thread {
     /// Runs until it is told to stop.
     fn run(&self) -> io::Result<()> {
         let mut scratch = Scratch::new(random::below(u64::MAX));
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+        // Sending makes headers point to the clients' addresses, receiving to room for addresses: they cannot be shared.
+        let mut incoming = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+        let mut outgoing = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
         let mut buffers = Buffers {
             questions: vec![vec![0; QUESTION]; BATCH],
             answers: vec![Vec::new(); BATCH],
@@ -126,7 +128,7 @@ impl Thread {
             clients: Vec::with_capacity(BATCH),
         };
         loop {
-            match self.receive(&mut buffers, &mut headers) {
+            match self.receive(&mut buffers, &mut incoming) {
                 Ok(()) => {}
                 Err(Errno::EAGAIN) => {
                     if self.wait()? {
@@ -138,7 +140,7 @@ impl Thread {
                 Err(error) => return Err(error.into()),
             }
             self.answer(&mut buffers, &mut scratch);
-            self.send(&buffers, &mut headers);
+            self.send(&buffers, &mut outgoing);
         }
     }
 
