@@ -17,6 +17,7 @@ mod pods;
 mod proxy;
 mod render;
 mod resource;
+mod socket;
 mod table;
 mod watch;
 mod write;
@@ -31,6 +32,9 @@ mod tests;
 pub async fn dispatch(server: &Arc<Server>, context: RequestContext, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let (kind, subresource) = resource::target(&server.registry, &context)?;
     let verb = context.info.verb.as_str();
+    if let Some(framing) = socket::framing(request.headers(), verb, subresource) {
+        return socket::serve(server, context, request, framing).await;
+    }
     match (subresource, kind.names().plural) {
         (Some(one @ (Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward)), _) => {
             pods::connect(server, &context, &*kind, one, request).await
