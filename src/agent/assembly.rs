@@ -13,6 +13,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
 use super::image::Images;
+use super::image::collect::Collector;
+use super::image::ledger::Ledger;
+use super::image::preload;
 use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
@@ -30,6 +33,8 @@ use crate::network::parts::{self, PartContext};
 use crate::network::{ExistingPod, NetworkConfig, NetworkError, NodeTraffic, PodAddress, PodNetwork};
 use crate::rt::{Backoff, TaskGroup};
 
+/// How often the space of images is looked at (one `statvfs`); a disk tells nobody that it fills.
+const IMAGE_CHECK: Duration = Duration::from_secs(60);
 /// MTU of the pods' interfaces.
 const MTU: u32 = 1_500;
 /// The file that remembers the node's range for a start without the API.
@@ -113,6 +118,8 @@ impl Parts {
             Ok(info) => info.clone().unwrap_or_default(),
             Err(_) => return,
         };
+        let ledger = Arc::new(Ledger::open(config.data_dir.join(Ledger::FILE)));
+        keep_images(&config, &pods, &ledger, &keeper, &info, &tasks);
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
         let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
@@ -126,7 +133,13 @@ impl Parts {
             client: config.client.clone(),
             runtime: Arc::clone(&config.runtime),
             clock: Arc::clone(&config.clock),
-            images: Images::new(Arc::clone(&config.runtime), Arc::clone(&config.clock), Arc::clone(&events)),
+            images: Images::new(
+                Arc::clone(&config.runtime),
+                Arc::clone(&config.clock),
+                Arc::clone(&events),
+                config.registries.clone(),
+                ledger,
+            ),
             events,
             network,
             sources: Arc::new(sources),
@@ -143,6 +156,36 @@ impl Parts {
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
         Dispatcher::new(Arc::new(context), mailboxes, checkpoints).run(informer).await;
     }
+}
+
+/// Loads the images that lie in a folder, and removes unused ones when the disk fills.
+fn keep_images(
+    config: &AgentConfig,
+    pods: &Arc<Pods>,
+    ledger: &Arc<Ledger>,
+    keeper: &Arc<NodeKeeper>,
+    info: &RuntimeInfo,
+    tasks: &TaskGroup,
+) {
+    let folder = config.data_dir.join("images");
+    until_cancelled(tasks, "image preload", preload::run(Arc::clone(&config.runtime), folder));
+    let root = Some(info.root_dir.clone()).filter(|root| root.exists()).unwrap_or_else(|| config.data_dir.clone());
+    let collector = Collector::new(
+        Arc::clone(&config.runtime),
+        Arc::clone(ledger),
+        Arc::clone(pods),
+        Arc::clone(&config.clock),
+        config.image_thresholds,
+    );
+    let keeper = Arc::clone(keeper);
+    until_cancelled(tasks, "image collection", async move {
+        loop {
+            tokio::time::sleep(IMAGE_CHECK).await;
+            if let Err(why) = collector.collect(&root).await {
+                keeper.warn("ImageGCFailed", &why);
+            }
+        }
+    });
 }
 
 fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use super::certificates;
 use super::error::CmdError;
 use super::settings::{ClusterSettings, NodeSettings};
+use crate::agent::image::collect::Thresholds;
+use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::{Agent, AgentConfig};
@@ -50,11 +52,7 @@ pub struct NodeParts<'a> {
 /// [`CmdError`] when a setting is wrong, the port is taken, or the data directory cannot be used.
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
-    let host = settings
-        .docker_host
-        .clone()
-        .or_else(|| std::env::var("DOCKER_HOST").ok())
-        .unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+    let host = docker_host(settings.docker_host.as_deref());
     let owner = owner(&parts.data_dir)?;
     let docker =
         Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
@@ -78,6 +76,8 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         cluster_dns: parts.cluster.cluster_dns(),
         cluster_domain: parts.cluster.cluster_domain.clone(),
         owner,
+        registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
+        image_thresholds: thresholds(settings)?,
         max_pods: MAX_PODS,
         client: parts.client,
         runtime: Arc::clone(&runtime),
@@ -87,6 +87,22 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let server = KubeletServer::new(&agent, access, runtime, clock, &tasks.child());
     tasks.critical("node listener", server.serve(listener));
     Ok(())
+}
+
+/// Where the engine is: as given, as Docker's own client finds it, or where it usually is.
+pub fn docker_host(given: Option<&str>) -> String {
+    let given = given.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
+    given.unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned())
+}
+
+fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
+    let (high_percent, low_percent) = (settings.image_gc_high_threshold, settings.image_gc_low_threshold);
+    if low_percent >= high_percent {
+        return Err(CmdError::Setting(format!(
+            "--image-gc-low-threshold {low_percent} must be below --image-gc-high-threshold {high_percent}"
+        )));
+    }
+    Ok(Thresholds { high_percent, low_percent })
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

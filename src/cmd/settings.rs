@@ -52,6 +52,15 @@ pub struct NodeSettings {
     /// Socket of the Docker engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
     #[arg(long, env = "ORCH_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// File with mirrors of registries, credentials and certificates, in k3s' form
+    #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
+    pub private_registry: PathBuf,
+    /// Percent of the engine's disk above which unused images that were pulled are removed; 100 never does
+    #[arg(long, env = "ORCH_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=100), value_name = "PERCENT")]
+    pub image_gc_high_threshold: u64,
+    /// Percent of the engine's disk down to which they are removed
+    #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
+    pub image_gc_low_threshold: u64,
 }
 
 /// Flags of the pod and service network; the same on all servers.

@@ -6,5 +6,6 @@ mod support;
 mod engine;
 mod figures;
 mod healing;
+mod images;
 mod join;
 mod quickstart;
