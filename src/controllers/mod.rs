@@ -47,6 +47,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
     ("endpoints", endpoints::endpoints),
+    ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
