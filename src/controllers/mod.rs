@@ -20,6 +20,7 @@ mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
@@ -29,11 +30,13 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
+mod pod_gc;
 mod pods;
 mod queue;
 mod replicaset;
 mod runner;
 mod service_account;
+mod service_lb;
 mod status;
 mod taint_eviction;
 
@@ -52,9 +55,11 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
     ("nodelifecycle", node_lifecycle::node_lifecycle),
+    ("podgc", pod_gc::pod_gc),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),
+    ("servicelb", service_lb::service_lb),
     ("tainteviction", taint_eviction::taint_eviction),
 ];
 
@@ -122,6 +127,10 @@ pub struct ControllerConfig {
     pub cluster_cidr: IpNet,
     /// Length of the prefix of a node's part: 24.
     pub node_cidr_prefix: u8,
+    /// Silence after which a node counts as lost.
+    pub node_grace: Duration,
+    /// Whether Services of type LoadBalancer get the addresses of nodes.
+    pub service_lb: bool,
     /// Signs approved certificate requests; without one they stay as they are.
     pub signer: Option<Arc<dyn Signer>>,
 }

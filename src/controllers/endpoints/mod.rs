@@ -26,7 +26,8 @@ mod trigger;
 
 use backend::{Backend, NodeView};
 use hints::{Mode, ZONE};
-use slices::{MANAGED_BY, MANAGER, SERVICE_NAME, Wishes};
+pub(super) use slices::SERVICE_NAME;
+use slices::{MANAGED_BY, MANAGER, Wishes};
 use trigger::TriggerTimes;
 
 const BY_SERVICE: &str = "service";

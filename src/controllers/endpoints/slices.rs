@@ -14,7 +14,8 @@ use super::trigger::{self, HEADLESS};
 
 /// Endpoints in one slice.
 const SLICE: usize = 100;
-pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label by which a slice names its Service.
+pub(in crate::controllers) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
 
