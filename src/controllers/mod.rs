@@ -16,6 +16,7 @@ use crate::kinds::Kinds;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+mod address_repair;
 mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
@@ -36,6 +37,7 @@ mod queue;
 mod replicaset;
 mod runner;
 mod service_account;
+mod service_cidr;
 mod service_lb;
 mod status;
 mod taint_eviction;
@@ -45,6 +47,7 @@ pub use runner::{Seen, Watches};
 
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
+    ("addressrepair", address_repair::address_repair),
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
@@ -59,6 +62,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),
+    ("servicecidr", service_cidr::service_cidr),
     ("servicelb", service_lb::service_lb),
     ("tainteviction", taint_eviction::taint_eviction),
 ];
