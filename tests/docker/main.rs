@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod engine;
 mod healing;
 mod join;
 mod quickstart;
+mod services;
