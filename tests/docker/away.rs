@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Cluster, Kubectl, docker, free_port, run, wait_for};
 
@@ -207,4 +207,53 @@ fn pods_of_a_lost_node_run_elsewhere() {
     assert_eq!(stays.running("c").len(), 4);
     // A node that is removed for good: its pods are collected.
     kubectl.run(["delete", "deploy", "web"]);
+}
+
+#[test]
+fn a_node_that_returns_in_time_keeps_its_pods() {
+    let cluster = Cluster::start_with(&["--disable-agent", "--node-monitor-grace-period=12s"]);
+    let kubectl = cluster.kubectl("1.33");
+    let mut agent = Agent::join(&cluster, "one");
+    agent.wait_ready(&kubectl, "Ready");
+    let web = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec:\n  containers: [{name: c, image: busybox, command: [sleep, '100000']}]\n  terminationGracePeriodSeconds: 1\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
+    kubectl.manifest(&["apply"], web).unwrap();
+    kubectl.run(["wait", "--for=condition=Ready", "pod/web", "--timeout=60s"]);
+    let before = agent.running("c");
+    let addresses = || kubectl.jsonpath(&["endpoints", "web"], "{.subsets[*].addresses[*].ip}");
+    let ip = kubectl.jsonpath(&["pod", "web"], "{.status.podIP}");
+    agent.kill();
+    agent.wait_ready(&kubectl, "NotReady");
+    wait_for("the endpoints to be empty", MINUTE, || if addresses().is_empty() { Ok(()) } else { Err(addresses()) });
+    agent.start("");
+    agent.wait_ready(&kubectl, "Ready");
+    wait_for("the pod to serve again", MINUTE, || if addresses() == ip { Ok(()) } else { Err(addresses()) });
+    assert_eq!(agent.running("c"), before);
+    assert_eq!(kubectl.jsonpath(&["pod", "web"], "{.status.containerStatuses[0].restartCount}"), "0");
+    // The node is gone for good: its pods are collected, and come back nowhere as nobody owns them.
+    agent.stop();
+    kubectl.run(["delete", "node", &agent.name]);
+    kubectl.run(["wait", "--for=delete", "pod/web", "--timeout=90s"]);
+}
+
+#[test]
+fn a_frozen_server_blames_no_node() {
+    let cluster = Cluster::start_with(&["--disable-agent", "--node-monitor-grace-period=12s"]);
+    let kubectl = cluster.kubectl("1.33");
+    let agent = Agent::join(&cluster, "one");
+    agent.wait_ready(&kubectl, "Ready");
+    run("kill", ["-STOP", &cluster.pid().to_string()]);
+    let until = Instant::now() + Duration::from_secs(25);
+    while Instant::now() < until {
+        std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
+    }
+    run("kill", ["-CONT", &cluster.pid().to_string()]);
+    // Long enough for the verdict, had there been one.
+    let renewed = || kubectl.jsonpath(&["lease", "-n", "kube-node-lease", &agent.name], "{.spec.renewTime}");
+    for _ in 0..2 {
+        let before = renewed();
+        wait_for("the node's next renewal", MINUTE, || if renewed() == before { Err(before.clone()) } else { Ok(()) });
+    }
+    let events = kubectl.run(["get", "events", "-A"]);
+    assert!(!events.contains("NodeNotReady"), "{events}");
+    agent.wait_ready(&kubectl, "Ready");
 }
