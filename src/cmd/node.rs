@@ -12,6 +12,7 @@ use super::certificates;
 use super::error::CmdError;
 use super::settings::{ClusterSettings, NodeSettings};
 use crate::agent::server::KubeletServer;
+use crate::agent::server::authorize::Access;
 use crate::agent::{Agent, AgentConfig};
 use crate::client::Client;
 use crate::cri::Runtime;
@@ -63,6 +64,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
+    let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
@@ -82,7 +84,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         clock: parts.clock,
     };
     let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
-    let server = KubeletServer::new(agent.pods(), runtime, clock, &tasks.child());
+    let server = KubeletServer::new(&agent, access, runtime, clock, &tasks.child());
     tasks.critical("node listener", server.serve(listener));
     Ok(())
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod away;
 mod engine;
+mod figures;
 mod healing;
 mod join;
 mod quickstart;
