@@ -35,7 +35,13 @@ impl NetCluster {
 
     /// The same, with more flags for server and agents.
     pub fn start_with(subnets: &[u8], extra: &[&str]) -> Self {
+        Self::start_with_hosts(subnets, extra, |_| {})
+    }
+
+    /// The same, on hosts that were prepared.
+    pub fn start_with_hosts(subnets: &[u8], extra: &[&str], prepare: impl Fn(&Host)) -> Self {
         let hosts = Hosts::start(subnets);
+        hosts.all.iter().for_each(prepare);
         let extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
         let mut cluster = Self { orch: hosts.all.iter().map(|_| None).collect(), extra, hosts };
         for at in 0..cluster.orch.len() {
@@ -126,6 +132,30 @@ impl NetCluster {
             let seen = kubectl.try_run(["get", "node", name, "-o", path])?;
             if seen == status { Ok(()) } else { Err(seen) }
         });
+    }
+
+    /// Waits until a condition of a node has a status and a reason: `False RouteCreated`.
+    pub fn wait_condition(&self, node: &str, condition: &str, wanted: &str) {
+        let path = format!("jsonpath={{range .status.conditions[?(@.type==\"{condition}\")]}}{{.status}} {{.reason}}{{end}}");
+        let kubectl = self.kubectl();
+        wait_for(&format!("{condition} of node {node} to be {wanted}"), MINUTE, || {
+            let seen = kubectl.try_run(["get", "node", node, "-o", &path])?;
+            if seen == wanted { Ok(()) } else { Err(seen) }
+        });
+    }
+
+    /// The address with which a pod reaches what lies outside of the cluster.
+    pub fn source_seen_by_machine(&self, pod: &NetPod<'_>) -> String {
+        let listener = std::net::TcpListener::bind((self.machine(), 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let accepting = std::thread::spawn(move || listener.accept().unwrap().1.ip().to_string());
+        pod.exec(&format!("nc -w 5 {} {port} < /dev/null", self.machine()));
+        accepting.join().unwrap()
+    }
+
+    /// A pod that runs.
+    pub fn existing(&self, name: &str, node: usize, ip: std::net::Ipv4Addr) -> NetPod<'_> {
+        NetPod { cluster: self, name: name.to_owned(), node, ip }
     }
 
     /// A real kubectl for the admin, on the machine.

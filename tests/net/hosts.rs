@@ -202,7 +202,11 @@ impl Host {
 
     /// Starts the engine and waits until it answers.
     pub fn start_engine(&mut self) {
-        let mut arguments = vec!["--exec-opt=native.cgroupdriver=cgroupfs".to_owned(), format!("--host={}", self.socket())];
+        let mut arguments = vec![
+            "--exec-opt=native.cgroupdriver=cgroupfs".to_owned(),
+            "--log-level=warn".to_owned(),
+            format!("--host={}", self.socket()),
+        ];
         for (flag, name) in [("--data-root", "docker"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             arguments.push(format!("{flag}={}", self.folder.join(name).display()));
         }
@@ -352,7 +356,7 @@ impl Drop for Hosts {
             for host in &self.all {
                 for log in ["dockerd.log", "orch.log"] {
                     let text = host.log(log);
-                    let lines: Vec<&str> = text.lines().collect();
+                    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("level=info")).collect();
                     eprintln!(
                         "--- the end of {log} of {} ---\n{}",
                         host.name,

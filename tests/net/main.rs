@@ -7,3 +7,4 @@ mod cluster;
 mod hosts;
 
 mod bringup;
+mod overlay;
