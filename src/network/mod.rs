@@ -16,6 +16,7 @@ mod attach;
 mod firewall;
 pub mod ipam;
 mod netns;
+pub mod nft;
 pub mod parts;
 
 pub use netns::connect;
