@@ -36,8 +36,9 @@ const POD_CIDR_FILE: &str = "pod-cidr";
 
 #[async_trait]
 impl SandboxNetwork for PodNetwork {
-    async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
-        PodNetwork::attach(self, pod_uid, sandbox_pid).await
+    async fn attach(&self, pod: &Pod, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
+        self.admit(pod).await?;
+        PodNetwork::attach(self, pod.metadata.uid.as_deref().unwrap_or_default(), sandbox_pid).await
     }
 
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
@@ -251,6 +252,7 @@ async fn remember(file: &Path, pod_cidr: Ipv4Net) {
 
 async fn start_network(config: &AgentConfig, wanted: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<PodNetwork>, String> {
     let network = PodNetwork::start(wanted, tasks).await.map_err(|error| error.to_string())?;
+    network.close_gate();
     let existing = existing_pods(&*config.runtime, config.data_dir.join("pods")).await.map_err(|error| error.to_string())?;
     network.restore(existing).await.map_err(|error| error.to_string())?;
     Ok(network)
