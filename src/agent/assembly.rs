@@ -40,8 +40,9 @@ const POD_CIDR_FILE: &str = "pod-cidr";
 
 #[async_trait]
 impl SandboxNetwork for PodNetwork {
-    async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
-        PodNetwork::attach(self, pod_uid, sandbox_pid).await
+    async fn attach(&self, pod: &Pod, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
+        self.admit(pod).await?;
+        PodNetwork::attach(self, pod.metadata.uid.as_deref().unwrap_or_default(), sandbox_pid).await
     }
 
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
@@ -299,6 +300,7 @@ async fn start_network(config: &AgentConfig, pod_cidr: Ipv4Net, tasks: &TaskGrou
     let mtu = pod_mtu(tasks, config.node_ip).await.map_err(|error| error.to_string())?;
     let wanted = NetworkConfig { node: config.node_name.clone(), pod_cidr, cluster_cidr: config.cluster_cidr, mtu };
     let network = PodNetwork::start(wanted, tasks).await.map_err(|error| error.to_string())?;
+    network.close_gate();
     let existing = existing_pods(&*config.runtime, config.data_dir.join("pods")).await.map_err(|error| error.to_string())?;
     network.restore(existing).await.map_err(|error| error.to_string())?;
     Ok(network)

@@ -20,6 +20,7 @@ mod netns;
 mod overlay;
 pub mod nft;
 pub mod parts;
+mod policy;
 mod traffic;
 
 pub use netns::connect;
@@ -29,7 +30,9 @@ pub use traffic::{NodeTraffic, Traffic};
 use attach::Wire;
 use firewall::Firewall;
 use ipam::Ipam;
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
+use policy::{Gate, Mode, PodFacts};
 use rtnetlink::Handle;
 
 use crate::rt::TaskGroup;
@@ -110,6 +113,7 @@ pub struct PodNetwork {
     mtu: AtomicU32,
     host: Handle,
     firewall: Firewall,
+    pub(in crate::network) gate: Gate,
     tasks: TaskGroup,
 }
 
@@ -123,8 +127,8 @@ impl PodNetwork {
         let host = open(tasks)?;
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let mtu = AtomicU32::new(config.mtu);
-        let network = Arc::new(Self { config, ipam, mtu, host, firewall, tasks: tasks.clone() });
+        let (mtu, gate) = (AtomicU32::new(config.mtu), Gate::new());
+        let network = Arc::new(Self { config, ipam, mtu, host, firewall, gate, tasks: tasks.clone() });
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
@@ -151,6 +155,22 @@ impl PodNetwork {
         }
     }
 
+    /// From now on a new pod waits until the network policies about it are in force: [`parts`] run that see to it.
+    pub fn close_gate(&self) {
+        self.gate.set_mode(Mode::Unknown);
+    }
+
+    /// Gives a pod its address and waits until the network policies about it are in force: to be called before
+    /// [`attach`](Self::attach), so that its first packet is filtered. Cancel safe.
+    ///
+    /// # Errors
+    /// [`NetworkError::Exhausted`], or that the wait was long: try again.
+    pub async fn admit(&self, pod: &Pod) -> Result<PodAddress, NetworkError> {
+        let ip = self.ipam.lock().allocate(pod.metadata.uid.as_deref().unwrap_or(""))?;
+        self.gate.admit(Arc::new(PodFacts::from(pod)), ip).await?;
+        Ok(PodAddress { ip })
+    }
+
     /// Gives a pod its interface and address; a pod that has them keeps them, and what is missing is repaired. `sandbox_pid`
     /// is the running pause process.
     ///
@@ -170,6 +190,7 @@ impl PodNetwork {
     /// A step that failed: try again.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         attach::remove(&self.host, &attach::interface_name(pod_uid)).await?;
+        self.gate.leave(pod_uid);
         self.ipam.lock().release(pod_uid);
         Ok(())
     }
@@ -187,6 +208,9 @@ impl PodNetwork {
                 true => self.attach(&pod.uid, pod.sandbox_pid).await.map_err(|error| error.to_string()),
                 false => Err(format!("{} is not free in {}", pod.ip, self.config.pod_cidr)),
             };
+            if kept.is_ok() {
+                self.gate.adopt(&pod.uid, pod.ip);
+            }
             if let Err(why) = kept {
                 tracing::warn!(pod = pod.uid, ip = %pod.ip, why, "cannot keep the network of a pod");
                 self.ipam.lock().release(&pod.uid);
@@ -226,6 +250,8 @@ impl PodNetwork {
         }
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
+        let removed = policy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
         self.firewall.remove().await
     }
 }

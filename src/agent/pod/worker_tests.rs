@@ -84,7 +84,7 @@ struct Network;
 
 #[async_trait]
 impl SandboxNetwork for Network {
-    async fn attach(&self, _: &str, _: u32) -> Result<PodAddress, NetworkError> {
+    async fn attach(&self, _: &Pod, _: u32) -> Result<PodAddress, NetworkError> {
         Ok(PodAddress { ip: Ipv4Addr::new(10, 42, 0, 2) })
     }
 
