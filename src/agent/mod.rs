@@ -29,6 +29,7 @@ mod pods;
 mod probe;
 pub mod server;
 mod sources;
+pub mod tunnel;
 mod volume;
 
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
