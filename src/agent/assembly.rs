@@ -20,13 +20,14 @@ use super::pod::sandbox::ADDRESS_FILE;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
+use super::stats::Stats;
 use super::volume::Volumes;
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
 use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
 use crate::network::parts::{self, PartContext};
-use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork};
+use crate::network::{ExistingPod, NetworkConfig, NetworkError, NodeTraffic, PodAddress, PodNetwork};
 use crate::rt::{Backoff, TaskGroup};
 
 /// MTU of the pods' interfaces.
@@ -43,6 +44,10 @@ impl SandboxNetwork for PodNetwork {
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         PodNetwork::detach(self, pod_uid).await
     }
+
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        PodNetwork::traffic(self).await
+    }
 }
 
 impl EventSink for Recorder {
@@ -53,7 +58,7 @@ impl EventSink for Recorder {
 }
 
 /// Starts all tasks of the agent.
-pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Pods>, AgentError> {
+pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<Pods>, Arc<Stats>), AgentError> {
     for directory in [config.data_dir.clone(), config.data_dir.join("pods")] {
         let made = tokio::fs::create_dir_all(&directory).await;
         made.map_err(|source| AgentError::DataDir { path: directory, source })?;
@@ -67,6 +72,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Po
     let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
     let (slot, network) = watch::channel(None);
     let pods: Arc<Pods> = Arc::default();
+    let stats = Stats::new(&config, Arc::clone(&pods), keeper.runtime_info(), network.clone());
 
     let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
     until_cancelled(tasks, "node status", async move { node.run(node_informer).await });
@@ -76,7 +82,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Po
     until_cancelled(tasks, "pod network", async move { run_network(network_config, node, nodes, slot, group).await });
     let parts = Parts { config, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
     until_cancelled(tasks, "pods", async move { parts.run().await });
-    Ok(pods)
+    Ok((pods, stats))
 }
 
 fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()> + Send + 'static) {

@@ -29,6 +29,7 @@ mod pods;
 mod probe;
 pub mod server;
 mod sources;
+pub mod stats;
 pub mod tunnel;
 mod volume;
 
@@ -86,6 +87,7 @@ pub enum AgentError {
 /// A running agent.
 pub struct Agent {
     pods: Arc<Pods>,
+    stats: Arc<stats::Stats>,
 }
 
 impl Agent {
@@ -95,11 +97,16 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] when the data directory cannot be used.
     pub async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Self, AgentError> {
-        assembly::run(config, tasks).await.map(|pods| Self { pods })
+        assembly::run(config, tasks).await.map(|(pods, stats)| Self { pods, stats })
     }
 
     /// Look-ups for the kubelet server: which container is meant by (namespace, pod, container).
     pub fn pods(&self) -> Arc<Pods> {
         Arc::clone(&self.pods)
+    }
+
+    /// What the node and its pods use.
+    pub fn stats(&self) -> Arc<stats::Stats> {
+        Arc::clone(&self.stats)
     }
 }

@@ -13,6 +13,7 @@ use super::error::CmdError;
 use super::settings::NodeSettings;
 use crate::agent::bootstrap::ClusterFacts;
 use crate::agent::server::KubeletServer;
+use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
 use crate::agent::{Agent, AgentConfig};
 use crate::client::Client;
@@ -69,6 +70,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
+    let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
@@ -88,7 +90,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         clock: parts.clock,
     };
     let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
-    let server = KubeletServer::new(agent.pods(), runtime, clock, &tasks.child());
+    let server = KubeletServer::new(&agent, access, runtime, clock, &tasks.child());
     if let Some(uplink) = parts.uplink {
         let (kubelet, kubelet_port, pods) = (Arc::clone(&server), settings.kubelet_port, agent.pods());
         let targets = NodeTargets { names, kubelet_port, kubelet, tls, pods, tasks: tasks.child() };

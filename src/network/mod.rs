@@ -17,8 +17,10 @@ mod firewall;
 pub mod ipam;
 mod netns;
 pub mod parts;
+mod traffic;
 
 pub use netns::connect;
+pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
 use firewall::Firewall;
@@ -186,6 +188,14 @@ impl PodNetwork {
     /// The address of a pod, if it has one.
     pub fn address(&self, pod_uid: &str) -> Option<PodAddress> {
         self.ipam.lock().get(pod_uid).map(|ip| PodAddress { ip })
+    }
+
+    /// What went over the interfaces since they were made, as the pods and the node see it.
+    ///
+    /// # Errors
+    /// When the kernel's interfaces cannot be listed.
+    pub async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        traffic::read(&self.host, &self.config.node).await
     }
 
     /// Takes everything away that this node left in the kernel: for uninstalling.

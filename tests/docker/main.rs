@@ -4,6 +4,7 @@
 mod support;
 
 mod engine;
+mod figures;
 mod healing;
 mod join;
 mod quickstart;
