@@ -32,6 +32,7 @@ mod probe;
 pub mod server;
 mod sources;
 pub mod stats;
+pub mod tunnel;
 mod volume;
 
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};

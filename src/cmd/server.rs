@@ -110,6 +110,7 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
         cluster_domain: settings.cluster.cluster_domain.clone(),
         cluster_cidr: IpNet::V4(settings.cluster.cluster_cidr),
         service_cidr: IpNet::V4(settings.cluster.service_cidr),
+        cluster_dns: settings.cluster.cluster_dns(),
         advertise: SocketAddr::new(addresses.node, settings.https_listen_port),
         anonymous: true,
     }
@@ -189,12 +190,13 @@ impl Parts<'_> {
         let sans = vec![name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
         let parts = NodeParts {
             settings: node,
-            cluster: &self.settings.cluster,
+            cluster: self.settings.cluster.facts(),
             data_dir: self.settings.common.data_dir.join("agent"),
             bind_address: self.settings.bind_address,
             node_ip: self.addresses.node,
             is_control_plane: true,
             client: Loopback::client(server, user, "orch/agent"),
+            uplink: None,
             serving: certificates::serving(&self.roots, &format!("system:node:{name}"), sans, &self.clock, tasks)?,
             client_ca_pem: self.roots.client_ca.certificate_pem().to_owned(),
             name,

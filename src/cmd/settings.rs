@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use crate::agent::bootstrap::ClusterFacts;
+
 /// Flags that server and agent share.
 #[derive(Debug, Clone, Args)]
 pub struct CommonSettings {
@@ -64,7 +66,7 @@ pub struct NodeSettings {
     pub image_gc_low_threshold: u64,
 }
 
-/// Flags of the pod and service network; the same on all servers.
+/// Flags of the pod and service network; the same on all servers, which tell them to the nodes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct ClusterSettings {
@@ -87,6 +89,16 @@ impl ClusterSettings {
     pub fn cluster_dns(&self) -> IpAddr {
         let tenth = u32::from(self.service_cidr.network()).wrapping_add(10);
         self.cluster_dns.unwrap_or_else(|| IpAddr::V4(tenth.into()))
+    }
+
+    /// What every node is told.
+    pub fn facts(&self) -> ClusterFacts {
+        ClusterFacts {
+            cluster_cidr: self.cluster_cidr,
+            service_cidr: self.service_cidr,
+            cluster_dns: self.cluster_dns(),
+            cluster_domain: self.cluster_domain.clone(),
+        }
     }
 }
 
@@ -173,17 +185,15 @@ pub enum Component {
 pub struct AgentSettings {
     #[command(flatten)]
     pub common: CommonSettings,
-    /// URL of a server
-    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL")]
-    pub join: String,
-    /// Token of the cluster: the content of DATA_DIR/token on a server
+    /// URL of a server; may be repeated. The others are learned from it
+    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL", value_delimiter = ',', required = true)]
+    pub join: Vec<String>,
+    /// Token of the cluster (`orch token create`, or DATA_DIR/token on a server); not needed once the node has joined
     #[arg(long, env = "ORCH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Address that the node's own HTTPS server listens on
     #[arg(long, env = "ORCH_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
     pub bind_address: IpAddr,
-    #[command(flatten)]
-    pub cluster: ClusterSettings,
     #[command(flatten)]
     pub node: NodeSettings,
 }

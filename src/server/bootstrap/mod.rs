@@ -40,6 +40,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
         writer.ensure(kubernetes_service(server)),
     )
     .await?;
+    writer.set(cluster_config(server), &["data"]).await?;
     identity::register(server).await
 }
 
@@ -171,6 +172,21 @@ fn authentication_config(server: &Server) -> Value {
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": {"client-ca-file": server.client_ca.certificate_pem()},
+    })
+}
+
+/// What a node that joins is told: the settings that are the same on every node, under the names of the flags.
+fn cluster_config(server: &Server) -> Value {
+    let config = &server.config;
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "orch-cluster", "namespace": "kube-system"},
+        "data": {
+            "cluster-cidr": config.cluster_cidr.to_string(),
+            "service-cidr": config.service_cidr.to_string(),
+            "cluster-dns": config.cluster_dns.to_string(),
+            "cluster-domain": config.cluster_domain,
+        },
     })
 }
 
