@@ -83,7 +83,7 @@ impl Agent {
     fn start(cluster: &Cluster) -> Self {
         let folder = cluster.folder.path().to_owned();
         let token = std::fs::read_to_string(folder.join("data/token")).unwrap();
-        let mut flags = vec![
+        let flags = vec![
             "agent".to_owned(),
             "--config=/dev/null".to_owned(),
             format!("--join=https://127.0.0.1:{}", cluster.port),
@@ -92,9 +92,6 @@ impl Agent {
             format!("--node-name={}-dns", cluster.node),
             format!("--kubelet-port={}", free_port()),
         ];
-        let shared =
-            cluster.flags().into_iter().filter(|flag| flag.starts_with("--cluster-cidr") || flag.starts_with("--service-cidr"));
-        flags.extend(shared);
         let mut agent = Self { folder, flags, child: None };
         agent.spawn();
         agent
