@@ -276,6 +276,3 @@ fn problems(own: &Own, peers: &[(Peer, Path)], foreign: &[&SeenRoute]) -> Vec<Pr
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod tests;
