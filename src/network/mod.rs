@@ -14,11 +14,12 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 mod attach;
+mod dns;
 mod firewall;
 pub mod ipam;
 mod netns;
-mod overlay;
 pub mod nft;
+mod overlay;
 pub mod parts;
 mod policy;
 mod traffic;
@@ -248,6 +249,7 @@ impl PodNetwork {
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
+        dns::address::cleanup(&self.host, &self.config.node).await?;
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
         let removed = policy::remove(&self.config.node).await;

@@ -48,7 +48,7 @@ pub struct PartContext {
 pub type Run = fn(PartContext) -> BoxFuture<'static, ()>;
 
 /// Every part, by name.
-pub const PARTS: &[(&str, Run)] = &[("overlay", overlay::run), ("policy", policy::run)];
+pub const PARTS: &[(&str, Run)] = &[("dns", super::dns::run), ("overlay", overlay::run), ("policy", policy::run)];
 
 /// Starts all parts as tasks of the context's group.
 pub fn start(context: &PartContext) {
