@@ -18,6 +18,7 @@ mod firewall;
 pub mod ipam;
 mod netns;
 mod overlay;
+pub mod nft;
 pub mod parts;
 
 pub use netns::connect;
