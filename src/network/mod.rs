@@ -18,6 +18,7 @@ pub mod ipam;
 mod netns;
 pub mod nft;
 pub mod parts;
+mod proxy;
 
 pub use netns::connect;
 

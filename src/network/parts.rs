@@ -48,7 +48,7 @@ pub struct PartContext {
 pub type Run = fn(PartContext) -> BoxFuture<'static, ()>;
 
 /// Every part, by name.
-pub const PARTS: &[(&str, Run)] = &[];
+pub const PARTS: &[(&str, Run)] = &[("service proxy", super::proxy::run)];
 
 /// Starts all parts as tasks of the context's group.
 pub fn start(context: &PartContext) {
