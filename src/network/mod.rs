@@ -22,6 +22,7 @@ pub mod nft;
 mod overlay;
 pub mod parts;
 mod policy;
+mod proxy;
 mod traffic;
 
 pub use netns::connect;
