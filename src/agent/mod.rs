@@ -24,6 +24,7 @@ pub mod bootstrap;
 
 mod assembly;
 mod checkpoint;
+pub mod cleanup;
 pub mod image;
 mod node;
 mod pod;
@@ -44,6 +45,8 @@ pub struct AgentConfig {
     pub node_name: String,
     /// The address at which others reach this node: its InternalIP.
     pub node_ip: IpAddr,
+    /// The address from outside, if there is one: its ExternalIP.
+    pub external_ip: Option<IpAddr>,
     /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
     pub data_dir: PathBuf,
     /// Labels set at registration, and only then.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::certificates;
 use super::error::CmdError;
+use super::installed::{Installed, NodeLock};
 use super::settings::NodeSettings;
 use crate::agent::bootstrap::ClusterFacts;
 use crate::agent::image::collect::Thresholds;
@@ -28,8 +29,6 @@ use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, files, random};
 
 const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
-/// Pods a node takes; as upstream.
-const MAX_PODS: u32 = 110;
 
 /// What a node is made of.
 pub struct NodeParts<'a> {
@@ -58,6 +57,7 @@ pub struct NodeParts<'a> {
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
     let host = docker_host(settings.docker_host.as_deref());
+    let lock = hold(&parts, &host)?;
     let owner = owner(&parts.data_dir)?;
     let docker =
         Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
@@ -72,6 +72,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
+        external_ip: settings.node_external_ip,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
         taints: taints(&settings.node_taint)?,
@@ -84,7 +85,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         owner,
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
-        max_pods: MAX_PODS,
+        max_pods: settings.max_pods,
         client: parts.client,
         runtime: Arc::clone(&runtime),
         clock: parts.clock,
@@ -96,7 +97,10 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         let targets = NodeTargets { names, kubelet_port, kubelet, tls, pods, tasks: tasks.child() };
         tasks.critical("tunnels", tunnel::run(uplink, Arc::new(targets)));
     }
-    tasks.critical("node listener", server.serve(listener));
+    tasks.critical("node listener", async move {
+        server.serve(listener).await;
+        drop(lock);
+    });
     Ok(())
 }
 
@@ -114,6 +118,20 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
         )));
     }
     Ok(Thresholds { high_percent, low_percent })
+}
+
+/// Takes the data directory for this process, and notes what `orch uninstall` must know.
+fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> {
+    let path = &parts.data_dir;
+    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
+    let lock = NodeLock::take(path).map_err(unusable)?;
+    let lock = lock.ok_or_else(|| {
+        CmdError::Setting(format!("the data directory {} is in use by another orch; --data-dir names another", path.display()))
+    })?;
+    let cluster_cidr = parts.cluster.cluster_cidr.to_string();
+    let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
+    installed.write(path).map_err(unusable)?;
+    Ok(lock)
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

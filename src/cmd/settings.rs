@@ -43,6 +43,12 @@ pub struct NodeSettings {
     /// Address that other nodes reach this one at [default: that of the default route]
     #[arg(long, env = "ORCH_NODE_IP", value_name = "IP")]
     pub node_ip: Option<IpAddr>,
+    /// Address at which the node is reached from outside, shown as its ExternalIP
+    #[arg(long, env = "ORCH_NODE_EXTERNAL_IP", value_name = "IP")]
+    pub node_external_ip: Option<IpAddr>,
+    /// Most pods that the node takes
+    #[arg(long, env = "ORCH_MAX_PODS", default_value_t = 110, value_name = "NUMBER")]
+    pub max_pods: u32,
     /// Label set when the node registers; may be repeated
     #[arg(long, env = "ORCH_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_label: Vec<String>,

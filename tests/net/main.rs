@@ -7,4 +7,6 @@ mod cluster;
 mod hosts;
 
 mod bringup;
+mod failure;
 mod overlay;
+mod rules;
