@@ -111,10 +111,71 @@ async fn write<K: ApiObject>(path: &Path, objects: Vec<Arc<K>>) {
 
 #[cfg(test)]
 mod tests {
+    use ::http::Response;
+    use async_trait::async_trait;
     use k8s_openapi::api::core::v1::{ConfigMap, Secret};
     use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use tokio::sync::watch;
 
+    use super::super::informer::{Change, Informers, Subscription};
+    use super::super::{Client, Transport};
     use super::*;
+    use crate::http::{BoxError, HttpRequest, HttpResponse, full};
+
+    /// Answers a list once it has one; a watch never says anything.
+    struct Api(watch::Receiver<Option<String>>);
+
+    #[async_trait]
+    impl Transport for Api {
+        async fn send(&self, request: HttpRequest) -> Result<HttpResponse, BoxError> {
+            if request.uri().query().is_some_and(|query| query.contains("watch=1")) {
+                return std::future::pending().await;
+            }
+            let list = self.0.clone().wait_for(Option::is_some).await?.clone().unwrap_or_default();
+            Ok(Response::new(full(list)))
+        }
+    }
+
+    fn map(name: &str, uid: &str, revision: u32) -> String {
+        format!(r#"{{"metadata":{{"namespace":"n","name":"{name}","uid":"{uid}","resourceVersion":"{revision}"}}}}"#)
+    }
+
+    async fn told(changes: &mut Subscription<ConfigMap>, count: usize) -> Vec<String> {
+        let name = |map: &ConfigMap| map.metadata.name.clone().unwrap();
+        let mut told = Vec::new();
+        while told.len() < count {
+            told.push(match changes.next().await.unwrap() {
+                Change::Applied { old, new } => format!("{}{}", if old.is_some() { "~" } else { "+" }, name(&new)),
+                Change::Deleted(old) => format!("-{}", name(&old)),
+                Change::Synced => "synced".to_owned(),
+            });
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn the_first_list_corrects_a_snapshot_and_the_next_start_knows_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = [map("same", "u1", 7), map("gone", "u2", 8), map("other", "u3", 9)].join(",");
+        let file = folder.path().join("configmaps.core.json");
+        std::fs::write(&file, format!(r#"{{"items":[{known}]}}"#)).unwrap();
+        let (list, api) = watch::channel(None);
+        let tasks = TaskGroup::new();
+        let informers = Informers::new(&tasks, Client::new(Arc::new(Api(api)), "test")).with_snapshots(folder.path());
+        let informer = informers.of::<ConfigMap>();
+        let mut changes = informer.subscribe();
+        assert_eq!(told(&mut changes, 4).await, ["+same", "+gone", "+other", "synced"]);
+        assert_eq!((informer.is_synced(), informer.is_listed(), informer.revision()), (true, false, 0));
+        // Another cluster counts its own revisions: the uid tells.
+        let listed = [map("same", "u1", 7), map("other", "u4", 9), map("new", "u5", 3)].join(",");
+        list.send_replace(Some(format!(r#"{{"metadata":{{"resourceVersion":"10"}},"items":[{listed}]}}"#)));
+        assert_eq!(told(&mut changes, 4).await, ["-gone", "~other", "+new", "synced"]);
+        informer.listed().await;
+        assert!(tasks.shutdown(Duration::from_secs(5)).await, "what changed last is written at the end");
+        let mut names: Vec<_> = load::<ConfigMap>(file).await.into_iter().map(|map| map.metadata.name.unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["new", "other", "same"]);
+    }
 
     #[test]
     fn secrets_have_no_snapshot() {
