@@ -26,11 +26,9 @@ use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
 use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
 use crate::network::parts::{self, PartContext};
-use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork};
+use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork, pod_mtu};
 use crate::rt::{Backoff, TaskGroup};
 
-/// MTU of the pods' interfaces.
-const MTU: u32 = 1_500;
 /// The file that remembers the node's range for a start without the API.
 const POD_CIDR_FILE: &str = "pod-cidr";
 
@@ -166,8 +164,7 @@ async fn run_network(
     let pod_cidr = pod_cidr(&config, &nodes).await;
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let network = loop {
-        let wanted = NetworkConfig { node: config.node_name.clone(), pod_cidr, cluster_cidr: config.cluster_cidr, mtu: MTU };
-        match start_network(&config, wanted, &tasks).await {
+        match start_network(&config, pod_cidr, &tasks).await {
             Ok(network) => break network,
             Err(error) => {
                 tracing::warn!(%error, "the pod network is not there; trying again");
@@ -250,7 +247,9 @@ async fn remember(file: &Path, pod_cidr: Ipv4Net) {
     }
 }
 
-async fn start_network(config: &AgentConfig, wanted: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<PodNetwork>, String> {
+async fn start_network(config: &AgentConfig, pod_cidr: Ipv4Net, tasks: &TaskGroup) -> Result<Arc<PodNetwork>, String> {
+    let mtu = pod_mtu(tasks, config.node_ip).await.map_err(|error| error.to_string())?;
+    let wanted = NetworkConfig { node: config.node_name.clone(), pod_cidr, cluster_cidr: config.cluster_cidr, mtu };
     let network = PodNetwork::start(wanted, tasks).await.map_err(|error| error.to_string())?;
     network.close_gate();
     let existing = existing_pods(&*config.runtime, config.data_dir.join("pods")).await.map_err(|error| error.to_string())?;

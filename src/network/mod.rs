@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -17,10 +18,12 @@ mod firewall;
 pub mod ipam;
 mod netns;
 pub mod nft;
+mod overlay;
 pub mod parts;
 mod policy;
 
 pub use netns::connect;
+pub use overlay::pod_mtu;
 
 use attach::Wire;
 use firewall::Firewall;
@@ -71,7 +74,7 @@ pub struct NetworkConfig {
     pub pod_cidr: Ipv4Net,
     /// The range of all pods of the cluster: traffic within is not masqueraded.
     pub cluster_cidr: Ipv4Net,
-    /// MTU of the pods' interfaces.
+    /// MTU of the pods' interfaces, until the uplink's changes.
     pub mtu: u32,
 }
 
@@ -87,10 +90,25 @@ pub struct ExistingPod {
 /// How often the rules are looked after; Docker removes them when it makes its own anew.
 const RULES_INTERVAL: Duration = Duration::from_secs(60);
 
+/// A netlink socket; its work runs in `tasks`.
+fn open(tasks: &TaskGroup) -> Result<Handle, NetworkError> {
+    let opened = rtnetlink::new_connection();
+    let (connection, host, _) = opened.map_err(|error| NetworkError::step("open a netlink socket", error))?;
+    let token = tasks.token();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = connection => {}
+        }
+    });
+    Ok(host)
+}
+
 /// The pod network of one node.
 pub struct PodNetwork {
     config: NetworkConfig,
     ipam: Mutex<Ipam>,
+    mtu: AtomicU32,
     host: Handle,
     firewall: Firewall,
     pub(in crate::network) gate: Gate,
@@ -104,18 +122,11 @@ impl PodNetwork {
     /// # Errors
     /// When there is no netlink socket. Rules that cannot be set are warned about and tried again.
     pub async fn start(config: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<Self>, NetworkError> {
-        let opened = rtnetlink::new_connection();
-        let (connection, host, _) = opened.map_err(|error| NetworkError::step("open a netlink socket", error))?;
-        let token = tasks.token();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = token.cancelled() => {}
-                () = connection => {}
-            }
-        });
+        let host = open(tasks)?;
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let network = Arc::new(Self { config, ipam, host, firewall, gate: Gate::new(), tasks: tasks.clone() });
+        let mtu = AtomicU32::new(config.mtu);
+        let network = Arc::new(Self { config, ipam, mtu, host, firewall, gate: Gate::new(), tasks: tasks.clone() });
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
@@ -127,6 +138,12 @@ impl PodNetwork {
             }
         });
         Ok(network)
+    }
+
+    /// The MTU that interfaces made from now on have. Those of running pods stay: where the uplink's MTU became smaller, the node
+    /// answers their larger packets itself.
+    pub(crate) fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
     }
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
@@ -160,7 +177,7 @@ impl PodNetwork {
     /// [`detach`](Self::detach).
     pub async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
         let ip = self.ipam.lock().allocate(pod_uid)?;
-        let wire = Wire { node: &self.config.node, pod_uid, ip, mtu: self.config.mtu };
+        let wire = Wire { node: &self.config.node, pod_uid, ip, mtu: self.mtu.load(Ordering::Relaxed) };
         wire.lay(&self.host, sandbox_pid, &self.tasks).await?;
         Ok(PodAddress { ip })
     }
@@ -221,7 +238,9 @@ impl PodNetwork {
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
-        let removed = policy::remove(&self.config.node).await;
+        let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
+        overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
+        let removed = policy::remove(node).await;
         removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
         self.firewall.remove().await
     }
