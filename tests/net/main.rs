@@ -8,3 +8,4 @@ mod hosts;
 
 mod bringup;
 mod overlay;
+mod policy;
