@@ -81,16 +81,15 @@ impl NetCluster {
                 "server".to_owned(),
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
+                format!("--cluster-cidr={}", self.cluster_cidr()),
             ],
             _ => vec![
                 "agent".to_owned(),
                 format!("--join={}", self.url()),
                 format!("--token={}", self.token()),
-                format!("--service-cidr=10.{}.0.0/16", 160 + number),
             ],
         };
         flags.extend([
-            format!("--cluster-cidr={}", self.cluster_cidr()),
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),

@@ -9,4 +9,5 @@ mod hosts;
 mod bringup;
 mod failure;
 mod overlay;
+mod policy;
 mod rules;
