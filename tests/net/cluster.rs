@@ -83,11 +83,7 @@ impl NetCluster {
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
                 format!("--cluster-cidr={}", self.cluster_cidr()),
             ],
-            _ => vec![
-                "agent".to_owned(),
-                format!("--join={}", self.url()),
-                format!("--token={}", self.token()),
-            ],
+            _ => vec!["agent".to_owned(), format!("--join={}", self.url()), format!("--token={}", self.token())],
         };
         flags.extend([
             format!("--data-dir={}", self.data(at).display()),
