@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use crate::agent::bootstrap::ClusterFacts;
+
 /// Flags that server and agent share.
 #[derive(Debug, Clone, Args)]
 pub struct CommonSettings {
@@ -41,6 +43,12 @@ pub struct NodeSettings {
     /// Address that other nodes reach this one at [default: that of the default route]
     #[arg(long, env = "ORCH_NODE_IP", value_name = "IP")]
     pub node_ip: Option<IpAddr>,
+    /// Address at which the node is reached from outside, shown as its ExternalIP
+    #[arg(long, env = "ORCH_NODE_EXTERNAL_IP", value_name = "IP")]
+    pub node_external_ip: Option<IpAddr>,
+    /// Most pods that the node takes
+    #[arg(long, env = "ORCH_MAX_PODS", default_value_t = 110, value_name = "NUMBER")]
+    pub max_pods: u32,
     /// Label set when the node registers; may be repeated
     #[arg(long, env = "ORCH_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_label: Vec<String>,
@@ -53,9 +61,18 @@ pub struct NodeSettings {
     /// Socket of the Docker engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
     #[arg(long, env = "ORCH_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// File with mirrors of registries, credentials and certificates, in k3s' form
+    #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
+    pub private_registry: PathBuf,
+    /// Percent of the engine's disk above which unused images that were pulled are removed; 100 never does
+    #[arg(long, env = "ORCH_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=100), value_name = "PERCENT")]
+    pub image_gc_high_threshold: u64,
+    /// Percent of the engine's disk down to which they are removed
+    #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
+    pub image_gc_low_threshold: u64,
 }
 
-/// Flags of the pod and service network; the same on all servers.
+/// Flags of the pod and service network; the same on all servers, which tell them to the nodes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct ClusterSettings {
@@ -78,6 +95,16 @@ impl ClusterSettings {
     pub fn cluster_dns(&self) -> IpAddr {
         let tenth = u32::from(self.service_cidr.network()).wrapping_add(10);
         self.cluster_dns.unwrap_or_else(|| IpAddr::V4(tenth.into()))
+    }
+
+    /// What every node is told.
+    pub fn facts(&self) -> ClusterFacts {
+        ClusterFacts {
+            cluster_cidr: self.cluster_cidr,
+            service_cidr: self.service_cidr,
+            cluster_dns: self.cluster_dns(),
+            cluster_domain: self.cluster_domain.clone(),
+        }
     }
 }
 
@@ -164,17 +191,15 @@ pub enum Component {
 pub struct AgentSettings {
     #[command(flatten)]
     pub common: CommonSettings,
-    /// URL of a server
-    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL")]
-    pub join: String,
-    /// Token of the cluster: the content of DATA_DIR/token on a server
+    /// URL of a server; may be repeated. The others are learned from it
+    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL", value_delimiter = ',', required = true)]
+    pub join: Vec<String>,
+    /// Token of the cluster (`orch token create`, or DATA_DIR/token on a server); not needed once the node has joined
     #[arg(long, env = "ORCH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Address that the node's own HTTPS server listens on
     #[arg(long, env = "ORCH_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
     pub bind_address: IpAddr,
-    #[command(flatten)]
-    pub cluster: ClusterSettings,
     #[command(flatten)]
     pub node: NodeSettings,
 }

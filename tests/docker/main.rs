@@ -4,9 +4,11 @@
 mod support;
 
 mod away;
+mod dns;
 mod engine;
 mod figures;
 mod healing;
+mod images;
 mod join;
 mod quickstart;
 mod services;
