@@ -20,15 +20,20 @@ mod netns;
 pub mod nft;
 mod overlay;
 pub mod parts;
+mod policy;
+mod traffic;
 
 pub use netns::connect;
 pub use overlay::pod_mtu;
+pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
 use firewall::Firewall;
 use firewall::watch::Watch;
 use ipam::Ipam;
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
+use policy::{Gate, Mode, PodFacts};
 use rtnetlink::Handle;
 use tokio::sync::Notify;
 
@@ -112,6 +117,9 @@ pub struct PodNetwork {
     firewall: Firewall,
     rules_wanted: Notify,
     rules_missing: AtomicBool,
+    /// Whether everything was taken away: nothing may be set any more.
+    rules_gone: tokio::sync::Mutex<bool>,
+    pub(in crate::network) gate: Gate,
     tasks: TaskGroup,
 }
 
@@ -125,15 +133,16 @@ impl PodNetwork {
         let host = open(tasks)?;
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let mtu = AtomicU32::new(config.mtu);
         let network = Arc::new(Self {
+            mtu: AtomicU32::new(config.mtu),
             config,
             ipam,
-            mtu,
             host,
             firewall,
             rules_wanted: Notify::new(),
             rules_missing: AtomicBool::new(false),
+            rules_gone: tokio::sync::Mutex::default(),
+            gate: Gate::new(),
             tasks: tasks.clone(),
         });
         let mut watch = Watch::open(&network.firewall).await;
@@ -165,7 +174,12 @@ impl PodNetwork {
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
     pub async fn ensure_rules(&self) {
+        let gone = self.rules_gone.lock().await;
+        if *gone {
+            return;
+        }
         let result = self.firewall.ensure().await;
+        drop(gone);
         self.rules_missing.store(result.is_err(), Ordering::Relaxed);
         if let Err(error) = result {
             tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
@@ -177,6 +191,22 @@ impl PodNetwork {
         if self.firewall.set_nodes(nodes) {
             self.rules_wanted.notify_one();
         }
+    }
+
+    /// From now on a new pod waits until the network policies about it are in force: [`parts`] run that see to it.
+    pub fn close_gate(&self) {
+        self.gate.set_mode(Mode::Unknown);
+    }
+
+    /// Gives a pod its address and waits until the network policies about it are in force: to be called before
+    /// [`attach`](Self::attach), so that its first packet is filtered. Cancel safe.
+    ///
+    /// # Errors
+    /// [`NetworkError::Exhausted`], or that the wait was long: try again.
+    pub async fn admit(&self, pod: &Pod) -> Result<PodAddress, NetworkError> {
+        let ip = self.ipam.lock().allocate(pod.metadata.uid.as_deref().unwrap_or(""))?;
+        self.gate.admit(Arc::new(PodFacts::from(pod)), ip).await?;
+        Ok(PodAddress { ip })
     }
 
     /// Gives a pod its interface and address; a pod that has them keeps them, and what is missing is repaired. `sandbox_pid`
@@ -198,6 +228,7 @@ impl PodNetwork {
     /// A step that failed: try again.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         attach::remove(&self.host, &attach::interface_name(pod_uid)).await?;
+        self.gate.leave(pod_uid);
         self.ipam.lock().release(pod_uid);
         Ok(())
     }
@@ -215,6 +246,9 @@ impl PodNetwork {
                 true => self.attach(&pod.uid, pod.sandbox_pid).await.map_err(|error| error.to_string()),
                 false => Err(format!("{} is not free in {}", pod.ip, self.config.pod_cidr)),
             };
+            if kept.is_ok() {
+                self.gate.adopt(&pod.uid, pod.ip);
+            }
             if let Err(why) = kept {
                 tracing::warn!(pod = pod.uid, ip = %pod.ip, why, "cannot keep the network of a pod");
                 self.ipam.lock().release(&pod.uid);
@@ -236,16 +270,27 @@ impl PodNetwork {
         self.ipam.lock().get(pod_uid).map(|ip| PodAddress { ip })
     }
 
+    /// What went over the interfaces since they were made, as the pods and the node see it.
+    ///
+    /// # Errors
+    /// When the kernel's interfaces cannot be listed.
+    pub async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        traffic::read(&self.host, &self.config.node).await
+    }
+
     /// Takes everything away that this node left in the kernel: for uninstalling.
     ///
     /// # Errors
     /// The first step that failed.
     pub async fn cleanup(&self) -> Result<(), NetworkError> {
+        *self.rules_gone.lock().await = true;
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
+        let removed = policy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
         self.firewall.remove().await
     }
 }

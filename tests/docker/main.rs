@@ -3,7 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod engine;
+mod figures;
 mod healing;
+mod images;
 mod join;
 mod quickstart;
+mod services;

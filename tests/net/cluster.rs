@@ -80,17 +80,12 @@ impl NetCluster {
             0 => vec![
                 "server".to_owned(),
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
+                format!("--cluster-cidr={}", self.cluster_cidr()),
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
             ],
-            _ => vec![
-                "agent".to_owned(),
-                format!("--join={}", self.url()),
-                format!("--token={}", self.token()),
-                format!("--service-cidr=10.{}.0.0/16", 160 + number),
-            ],
+            _ => vec!["agent".to_owned(), format!("--join={}", self.url()), format!("--token={}", self.token())],
         };
         flags.extend([
-            format!("--cluster-cidr={}", self.cluster_cidr()),
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),
