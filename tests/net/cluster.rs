@@ -80,6 +80,7 @@ impl NetCluster {
             0 => vec![
                 "server".to_owned(),
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
+                format!("--cluster-cidr={}", self.cluster_cidr()),
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
                 format!("--cluster-cidr={}", self.cluster_cidr()),
             ],
