@@ -198,7 +198,7 @@ fn init(s: &Situation<'_>, plan: &mut Plan, app_runs: bool) -> bool {
             }
             continue;
         }
-        let latest = s.runtime.latest(member.name()).filter(|_| has_current(s, member) && plan.sandbox.is_none());
+        let latest = s.runtime.latest(member.name()).filter(|_| has_current(s, member));
         match latest {
             Some(latest) if member.role == Role::Init && latest.is_exited() && latest.detail.exit_code == 0 => {}
             Some(latest)

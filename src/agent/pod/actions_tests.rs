@@ -142,6 +142,10 @@ fn init_containers_go_first() {
     let done = |name| (name, 0, Is::Exited(0, -5));
     let table = [
         case("first", with_init("Always"), &[], "start i1 0"),
+        Case {
+            records: Records::default(),
+            ..case("agent restarted while the pod initializes", with_init("Always"), &[done("i1")], "sandbox 0, start s 0")
+        },
         case("first runs", with_init("Always"), &[("i1", 0, Is::Running)], ""),
         case("first failed", with_init("Always"), &[("i1", 0, Is::Exited(1, -5))], "start i1 1"),
         case("first failed for good", with_init("Never"), &[("i1", 0, Is::Exited(1, -5))], ""),
