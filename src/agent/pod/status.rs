@@ -263,7 +263,6 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
     if o.ended.is_some() {
         return "Failed";
     }
-    let policy = o.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let counts = count(apps);
     let sidecars: BTreeMap<&str, Role> = o.members.iter().map(|member| (member.name(), member.role)).collect();
     let real_init = init.iter().filter(|status| sidecars.get(status.name.as_str()) == Some(&Role::Init));
@@ -271,7 +270,7 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
         let state = status.state.as_ref().and_then(|state| state.terminated.as_ref());
         state.is_some_and(|ended| ended.exit_code != 0)
     });
-    if failed_init && policy == "Never" {
+    if failed_init && is_finished(o.pod, o.members, o.runtime) {
         return "Failed";
     }
     let is_initialized = counts.running + counts.stopped > 0;
@@ -280,26 +279,18 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
         () if init_pending && !o.is_terminal => "Pending",
         () if counts.waiting > 0 && !o.is_terminal => "Pending",
         () if counts.running > 0 && counts.unknown == 0 => "Running",
-        () if counts.stopped > 0 && counts.unknown == 0 || o.is_terminal => ended_phase(o, &counts, policy),
+        () if counts.stopped > 0 && counts.unknown == 0 || o.is_terminal => ended_phase(o, &counts),
         () => "Pending",
     }
 }
 
-fn ended_phase(o: &Observation<'_>, counts: &Counts, policy: &str) -> &'static str {
+fn ended_phase(o: &Observation<'_>, counts: &Counts) -> &'static str {
     let all_succeeded = counts.stopped > 0 && counts.stopped == counts.succeeded && counts.waiting == 0;
-    match policy {
-        _ if o.is_terminal => {
-            if all_succeeded {
-                "Succeeded"
-            } else {
-                "Failed"
-            }
-        }
-        "Always" => "Running",
-        _ if all_succeeded => "Succeeded",
-        "Never" => "Failed",
-        _ if is_finished(o.pod, o.members, o.runtime) => "Failed",
-        _ => "Running",
+    // A container's own policy and rules may start it again where the pod's would not.
+    match (all_succeeded, o.is_terminal || is_finished(o.pod, o.members, o.runtime)) {
+        (_, false) => "Running",
+        (true, true) => "Succeeded",
+        (false, true) => "Failed",
     }
 }
 
