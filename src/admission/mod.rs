@@ -20,6 +20,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
 mod taint_nodes;
 
@@ -57,6 +58,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
+    &runtime_class::RuntimeClass,
     &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
     &certificate_requestor::CertificateRequestor,

@@ -20,6 +20,7 @@ use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
 use super::pod::sandbox::ADDRESS_FILE;
+use super::pod::statics::Folder;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
@@ -74,6 +75,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     let scope = Scope { namespace: String::new(), query: own_node };
     let nodes = Informer::<Node>::start(tasks, config.client.clone(), scope);
     let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
+    let own_nodes = Arc::clone(&nodes);
     let informers = Informers::new(tasks, config.client.named("orch/network")).with_snapshots(&config.data_dir.join("informers"));
     let (slot, network) = watch::channel(None);
     let pods: Arc<Pods> = Arc::default();
@@ -86,7 +88,17 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     let (node, shared) =
         (Arc::clone(&keeper), Shared { config: config.clone(), informers: informers.clone(), tasks: tasks.clone() });
     until_cancelled(tasks, "pod network", async move { run_network(shared, node, nodes, slot).await });
-    let parts = Parts { config, informers, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
+    let parts = Parts {
+        config,
+        informers,
+        events,
+        keeper,
+        nodes: own_nodes,
+        network,
+        prober,
+        pods: Arc::clone(&pods),
+        tasks: tasks.clone(),
+    };
     until_cancelled(tasks, "pods", async move { parts.run().await });
     Ok((pods, stats))
 }
@@ -112,6 +124,7 @@ struct Parts {
     informers: Informers,
     events: Arc<dyn EventSink>,
     keeper: Arc<NodeKeeper>,
+    nodes: Arc<Informer<Node>>,
     network: NetworkSlot,
     prober: Prober,
     pods: Arc<Pods>,
@@ -120,7 +133,7 @@ struct Parts {
 
 impl Parts {
     async fn run(self) {
-        let Self { config, informers, events, keeper, network, prober, pods, tasks } = self;
+        let Self { config, informers, events, keeper, nodes, network, prober, pods, tasks } = self;
         let mut runtime_info = keeper.runtime_info();
         // Without an engine there is nothing that pods could be done with.
         let info = match runtime_info.wait_for(Option::is_some).await {
@@ -137,6 +150,7 @@ impl Parts {
         let context = Context {
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
+            seccomp_dir: config.data_dir.join("seccomp"),
             owner: config.owner.clone(),
             cluster_dns: Some(config.cluster_dns),
             cluster_domain: config.cluster_domain.clone(),
@@ -156,7 +170,10 @@ impl Parts {
             volumes: Volumes::default(),
             prober,
             pods,
-            offer: offer(&config.data_dir, &info),
+            offer: offer(&config, &info),
+            grants: Default::default(),
+            allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+            nodes,
             starts: Semaphore::new((cores * 2).max(4)),
             tasks: tasks.clone(),
         };
@@ -164,7 +181,8 @@ impl Parts {
         let scope = Scope { namespace: String::new(), query };
         let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
-        Dispatcher::new(Arc::new(context), mailboxes, checkpoints).run(informer).await;
+        let statics = Folder::new(config.static_pods_dir.clone(), config.node_name.clone());
+        Dispatcher::new(Arc::new(context), mailboxes, checkpoints, statics).run(informer).await;
     }
 }
 
@@ -198,17 +216,19 @@ fn keep_images(
     });
 }
 
-fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
-    let capacity = facts::capacity(data_dir);
+fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
+    let capacity = facts::capacity(&config.data_dir);
+    let allocatable = config.reserve.allocatable(&capacity);
     NodeOffer {
         allocatable: Allocatable {
-            cpu_milli: capacity.cpus * 1_000,
-            memory_bytes: capacity.memory_bytes,
-            ephemeral_storage_bytes: capacity.ephemeral_storage_bytes,
+            cpu_milli: allocatable.cpu_milli,
+            memory_bytes: allocatable.memory_bytes,
+            ephemeral_storage_bytes: allocatable.ephemeral_storage_bytes,
         },
         memory_bytes: capacity.memory_bytes,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
+        has_apparmor: info.has_apparmor,
     }
 }
 

@@ -36,6 +36,7 @@ pub mod stats;
 pub mod tunnel;
 mod volume;
 
+pub use node::reserve::{Amounts, DEFAULT_EVICTION_HARD, EvictionThresholds, Reserve};
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
 
 /// Everything the agent needs; settings are resolved once, by `cmd`.
@@ -73,6 +74,12 @@ pub struct AgentConfig {
     pub image_thresholds: Thresholds,
     /// Most pods that the node takes.
     pub max_pods: u32,
+    /// What of the machine is kept from pods.
+    pub reserve: Reserve,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// The folder of static pods' manifests.
+    pub static_pods_dir: PathBuf,
     pub client: Client,
     pub runtime: Arc<dyn Runtime>,
     pub clock: SharedClock,

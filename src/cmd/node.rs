@@ -18,7 +18,7 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig};
+use crate::agent::{Agent, AgentConfig, Amounts, EvictionThresholds, Reserve};
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -67,6 +67,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
+    let static_pods_dir = settings.pod_manifest_path.clone().unwrap_or_else(|| parts.data_dir.join("static"));
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
     let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
@@ -86,6 +87,9 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
         max_pods: settings.max_pods,
+        reserve: reserve(settings)?,
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
+        static_pods_dir,
         client: parts.client,
         runtime: Arc::clone(&runtime),
         clock: parts.clock,
@@ -102,6 +106,15 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         drop(lock);
     });
     Ok(())
+}
+
+fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {
+    let wrong = |flag: &'static str| move |why: String| CmdError::Setting(format!("--{flag}: {why}"));
+    Ok(Reserve {
+        system: Amounts::parse(&settings.system_reserved).map_err(wrong("system-reserved"))?,
+        kube: Amounts::parse(&settings.kube_reserved).map_err(wrong("kube-reserved"))?,
+        eviction_hard: EvictionThresholds::parse(&settings.eviction_hard).map_err(wrong("eviction-hard"))?,
+    })
 }
 
 /// Where the engine is: as given, as Docker's own client finds it, or where it usually is.

@@ -10,5 +10,6 @@ mod figures;
 mod healing;
 mod images;
 mod join;
+mod podlife;
 mod quickstart;
 mod services;

@@ -29,6 +29,12 @@ pub async fn mounts(
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let host_path = volumes.get(&mount.name).ok_or_else(|| format!("volume {:?} is not mounted", mount.name))?;
+        if mount.recursive_read_only.as_deref() == Some("Enabled") {
+            return Err(format!(
+                "volume \"{}\" requested recursive read-only mode, but it is not supported by the runtime",
+                mount.name
+            ));
+        }
         let sub = sub_path_of(mount, env)?;
         let host_path = match sub {
             None => host_path.clone(),
@@ -97,9 +103,8 @@ async fn agent_files(
     pod_dir: &Path,
     mounts: &mut Vec<Mount>,
 ) -> Result<(), String> {
-    let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
     let has = |mounts: &[Mount], path: &str| mounts.iter().any(|mount| mount.container_path == path);
-    if !host_network && !has(mounts, "/etc/hosts") {
+    if !has(mounts, "/etc/hosts") {
         let path = pod_dir.join("etc-hosts");
         // The sandbox fills it in when it has its address; it must be there before.
         if !exists(&path).await {
