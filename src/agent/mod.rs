@@ -13,6 +13,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Taint;
 
+use self::image::collect::Thresholds;
+use self::image::registries::Registries;
 use crate::client::Client;
 use crate::cri::Runtime;
 use crate::rt::TaskGroup;
@@ -23,7 +25,7 @@ pub mod bootstrap;
 mod assembly;
 mod checkpoint;
 pub mod cleanup;
-mod image;
+pub mod image;
 mod node;
 mod pod;
 mod pods;
@@ -65,6 +67,10 @@ pub struct AgentConfig {
     pub cluster_domain: String,
     /// Value of the label `io.orch.owner` on this agent's containers: the same that the runtime was connected with.
     pub owner: String,
+    /// Mirrors of registries, and the credentials for them.
+    pub registries: Registries,
+    /// When unused images are removed.
+    pub image_thresholds: Thresholds,
     /// Most pods that the node takes.
     pub max_pods: u32,
     pub client: Client,

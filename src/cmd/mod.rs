@@ -14,6 +14,7 @@ mod certificates;
 mod config;
 mod error;
 mod host;
+mod image;
 mod installed;
 mod loopback;
 mod node;
@@ -47,6 +48,8 @@ enum Command {
     Server(ServerSettings),
     /// Run a node of an existing cluster
     Agent(AgentSettings),
+    /// Look at, load and remove the images of this node's engine
+    Image(image::ImageSettings),
     /// List nodes, and free the name of one
     Node(NodeCommand),
     /// Make, list, delete and change the tokens by which machines join
@@ -69,9 +72,10 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Server(settings) => daemon(&settings.common.clone(), server::run(settings)),
         Command::Agent(settings) => daemon(&settings.common.clone(), agent::run(settings)),
-        Command::Node(command) => tool(nodes::run(command)),
-        Command::Token(command) => tool(tokens::run(command)),
-        Command::Uninstall(settings) => tool(uninstall::run(settings)),
+        Command::Image(settings) => once(image::run(settings)),
+        Command::Node(command) => once(nodes::run(command)),
+        Command::Token(command) => once(tokens::run(command)),
+        Command::Uninstall(settings) => once(uninstall::run(settings)),
     }
 }
 
@@ -91,15 +95,14 @@ fn daemon(common: &CommonSettings, life: impl Future<Output = Result<(), CmdErro
     outcome.map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
-/// Runs a command that does something and ends.
-fn tool(work: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error, 1),
-    };
-    let outcome = runtime.block_on(work);
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    outcome.map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
+/// Runs a command that does one thing and ends.
+fn once(work: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            runtime.block_on(work).map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
+        }
+        Err(error) => fail(&error, 1),
+    }
 }
 
 fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {

@@ -13,6 +13,8 @@ use super::error::CmdError;
 use super::installed::{Installed, NodeLock};
 use super::settings::NodeSettings;
 use crate::agent::bootstrap::ClusterFacts;
+use crate::agent::image::collect::Thresholds;
+use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
@@ -54,11 +56,7 @@ pub struct NodeParts<'a> {
 /// [`CmdError`] when a setting is wrong, the port is taken, or the data directory cannot be used.
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
-    let host = settings
-        .docker_host
-        .clone()
-        .or_else(|| std::env::var("DOCKER_HOST").ok())
-        .unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+    let host = docker_host(settings.docker_host.as_deref());
     let lock = hold(&parts, &host)?;
     let owner = owner(&parts.data_dir)?;
     let docker =
@@ -85,6 +83,8 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         cluster_dns: parts.cluster.cluster_dns,
         cluster_domain: parts.cluster.cluster_domain,
         owner,
+        registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
+        image_thresholds: thresholds(settings)?,
         max_pods: settings.max_pods,
         client: parts.client,
         runtime: Arc::clone(&runtime),
@@ -116,6 +116,22 @@ fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> 
     let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
     installed.write(path).map_err(unusable)?;
     Ok(lock)
+}
+
+/// Where the engine is: as given, as Docker's own client finds it, or where it usually is.
+pub fn docker_host(given: Option<&str>) -> String {
+    let given = given.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
+    given.unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned())
+}
+
+fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
+    let (high_percent, low_percent) = (settings.image_gc_high_threshold, settings.image_gc_low_threshold);
+    if low_percent >= high_percent {
+        return Err(CmdError::Setting(format!(
+            "--image-gc-low-threshold {low_percent} must be below --image-gc-high-threshold {high_percent}"
+        )));
+    }
+    Ok(Thresholds { high_percent, low_percent })
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

@@ -17,7 +17,7 @@ use super::{NetworkError, netns};
 use crate::rt::TaskGroup;
 
 /// Begin of the names of host interfaces.
-const PREFIX: &str = "orch";
+pub(super) const PREFIX: &str = "orch";
 /// The pod's interface.
 const POD_INTERFACE: &str = "eth0";
 /// The pod's gateway; it exists only as an entry in the pod's neighbour table.
@@ -189,7 +189,7 @@ fn pod_mac(pod_uid: &str) -> [u8; 6] {
     mac
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
     match handle.link().get().match_name(name).execute().try_next().await {
         Ok(link) => Ok(link),
         Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -207,12 +207,12 @@ fn peer_of(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| if let LinkAttribute::Link(index) = attribute { Some(*index) } else { None })
 }
 
-fn errno(error: &Error) -> Option<Errno> {
+pub(super) fn errno(error: &Error) -> Option<Errno> {
     let Error::NetlinkError(message) = error else { return None };
     message.code.map(|code| Errno::from_raw(code.get().abs()))
 }
 
-fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
+pub(super) fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
     move |error| match errno(&error) {
         Some(errno) => NetworkError::step(what, errno.desc()),
         None => NetworkError::step(what, error),

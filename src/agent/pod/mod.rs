@@ -17,6 +17,7 @@ mod mailbox;
 mod mounts;
 mod perform;
 mod probing;
+mod recall;
 mod recover;
 pub mod sandbox;
 mod start;

@@ -24,7 +24,7 @@ use crate::rt::clock::SharedClock;
 
 mod cgroup;
 pub mod exposition;
-mod filesystem;
+pub mod filesystem;
 pub mod summary;
 
 use cgroup::{PodCgroup, Usage};
