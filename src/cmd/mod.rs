@@ -72,10 +72,10 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Server(settings) => daemon(&settings.common.clone(), server::run(settings)),
         Command::Agent(settings) => daemon(&settings.common.clone(), agent::run(settings)),
-        Command::Image(settings) => once(image::run(settings)),
-        Command::Node(command) => once(nodes::run(command)),
-        Command::Token(command) => once(tokens::run(command)),
-        Command::Uninstall(settings) => once(uninstall::run(settings)),
+        Command::Image(settings) => tool(image::run(settings)),
+        Command::Node(command) => tool(nodes::run(command)),
+        Command::Token(command) => tool(tokens::run(command)),
+        Command::Uninstall(settings) => tool(uninstall::run(settings)),
     }
 }
 
@@ -95,14 +95,15 @@ fn daemon(common: &CommonSettings, life: impl Future<Output = Result<(), CmdErro
     outcome.map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
-/// Runs a command that does one thing and ends.
-fn once(work: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            runtime.block_on(work).map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
-        }
-        Err(error) => fail(&error, 1),
-    }
+/// Runs a command that does something and ends.
+fn tool(work: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome.map_or_else(|error| fail(&error.report(), error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
 fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {

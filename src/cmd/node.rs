@@ -104,20 +104,6 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     Ok(())
 }
 
-/// Takes the data directory for this process, and notes what `orch uninstall` must know.
-fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> {
-    let path = &parts.data_dir;
-    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
-    let lock = NodeLock::take(path).map_err(unusable)?;
-    let lock = lock.ok_or_else(|| {
-        CmdError::Setting(format!("the data directory {} is in use by another orch; --data-dir names another", path.display()))
-    })?;
-    let cluster_cidr = parts.cluster.cluster_cidr.to_string();
-    let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
-    installed.write(path).map_err(unusable)?;
-    Ok(lock)
-}
-
 /// Where the engine is: as given, as Docker's own client finds it, or where it usually is.
 pub fn docker_host(given: Option<&str>) -> String {
     let given = given.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
@@ -132,6 +118,20 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
         )));
     }
     Ok(Thresholds { high_percent, low_percent })
+}
+
+/// Takes the data directory for this process, and notes what `orch uninstall` must know.
+fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> {
+    let path = &parts.data_dir;
+    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
+    let lock = NodeLock::take(path).map_err(unusable)?;
+    let lock = lock.ok_or_else(|| {
+        CmdError::Setting(format!("the data directory {} is in use by another orch; --data-dir names another", path.display()))
+    })?;
+    let cluster_cidr = parts.cluster.cluster_cidr.to_string();
+    let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
+    installed.write(path).map_err(unusable)?;
+    Ok(lock)
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

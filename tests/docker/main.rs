@@ -4,6 +4,7 @@
 mod support;
 
 mod away;
+mod dns;
 mod engine;
 mod figures;
 mod healing;

@@ -26,6 +26,7 @@ use crate::agent::sources::Sources;
 use crate::agent::volume::Volumes;
 use crate::api::patch::strategic;
 use crate::api::schema;
+use crate::client::informer::Informers;
 use crate::client::{Client, Transport};
 use crate::cri::fake::{Call, Fake};
 use crate::cri::{CgroupDriver, RuntimeEvent, State};
@@ -139,7 +140,7 @@ fn world(spec: Value) -> World {
         clock: Arc::clone(&clock) as _,
         events: Arc::clone(&events) as _,
         network,
-        sources: Arc::new(Sources::new(&tasks, client, Arc::new(|_| ()))),
+        sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client).of(), Arc::new(|_| ()))),
         volumes: Volumes::default(),
         images: Images::new(
             Arc::clone(&runtime),
