@@ -23,11 +23,12 @@ impl Plugin for NodeRestriction {
         "NodeRestriction"
     }
 
-    /// A Node that an agent with an identity of its own registers is held by it.
+    /// A Node that an agent with an identity of its own registers, or takes over, is held by it.
     async fn mutate(&self, context: &mut Context<'_>, object: &mut Object, _old: Option<&Object>) -> Result<(), ApiError> {
         let attributes = context.attributes;
         let has_identity = node_name(attributes.user).is_some() && !attributes.user.uid.is_empty();
-        if has_identity && attributes.operation == Operation::Create && context.is_core("Node") {
+        let is_written = matches!(attributes.operation, Operation::Create | Operation::Update) && !object.is_deleting();
+        if has_identity && is_written && context.is_core("Node") {
             let mut finalizers: Vec<String> = object.finalizers().map(str::to_owned).collect();
             if !finalizers.iter().any(|finalizer| finalizer == IDENTITY) {
                 finalizers.push(IDENTITY.to_owned());

@@ -8,6 +8,7 @@ mod dns;
 mod engine;
 mod figures;
 mod healing;
+mod host;
 mod images;
 mod join;
 mod podlife;

@@ -85,6 +85,11 @@ pub enum JoinError {
     /// Nobody signed the node's request in time, or it was denied.
     #[error("the certificate request {name} was not signed: {why}")]
     NotSigned { name: String, why: String },
+    /// There is nothing to join with.
+    #[error(
+        "node {name:?} has not joined yet, and there is no token: on a server, `orch token create --print-join-command` prints how"
+    )]
+    NoToken { name: String },
     /// The node was removed from the cluster, and there is no token to join with again.
     #[error("node {name:?} was removed from the cluster")]
     Removed { name: String },
@@ -227,6 +232,9 @@ async fn discover(config: &JoinConfig, given: &[Endpoint], fingerprint: &str) ->
 /// Asks for everything anew, with the token.
 async fn ask(config: &JoinConfig, given: &[Endpoint], tasks: &TaskGroup) -> Result<(Kept, ClusterFacts), JoinError> {
     let fail = |source| unreachable_server(config, source);
+    if config.token.is_empty() {
+        return Err(JoinError::NoToken { name: config.node_name.clone() });
+    }
     let server_ca_pem = match &config.ca_fingerprint {
         Some(fingerprint) => Some(discover(config, given, fingerprint).await?),
         None => {
