@@ -82,7 +82,6 @@ impl NetCluster {
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
                 format!("--cluster-cidr={}", self.cluster_cidr()),
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
-                format!("--cluster-cidr={}", self.cluster_cidr()),
             ],
             _ => vec!["agent".to_owned(), format!("--join={}", self.url()), format!("--token={}", self.token())],
         };
