@@ -319,6 +319,8 @@ fn plain_chains(layout: &Layout) -> Vec<(&'static str, Vec<Rule>)> {
     let unserved = vec![
         Rule::of([key, vec![look(Map::NoEndpoints)]]),
         node(vec![look(Map::NoEndpointNodePorts)]),
+        Rule::of([match_local(FibAddress::Destination), vec![Expr::Verdict(Verdict::Return)]])
+            .comment("what answers on the node itself, such as the cluster's DNS"),
         Rule::new([ip_daddr(Reg(0)), in_set(Map::ClusterIps.name(), Reg(0), true), Expr::Verdict(Verdict::goto(REJECT))])
             .comment("ports that a Service does not have"),
         Rule::of([match_daddr(layout.service_cidr, true), vec![Expr::Verdict(Verdict::Drop)]])
