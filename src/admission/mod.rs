@@ -18,9 +18,11 @@ mod default_toleration_seconds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod persistent_volume_claim_resize;
 mod priority;
 mod rbac_escalation;
 mod service_account;
+mod storage_object_in_use_protection;
 mod taint_nodes;
 
 /// One admission plugin. The default of each step lets everything through.
@@ -55,6 +57,8 @@ static PLUGINS: &[&dyn Plugin] = &[
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
+    &storage_object_in_use_protection::StorageObjectInUseProtection,
+    &persistent_volume_claim_resize::PersistentVolumeClaimResize,
     &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
     &certificate_requestor::CertificateRequestor,

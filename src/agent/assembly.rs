@@ -20,7 +20,7 @@ use super::pod::sandbox::ADDRESS_FILE;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
-use super::volume::Volumes;
+use super::volume::{Volumes, reclaim};
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
@@ -124,7 +124,7 @@ impl Parts {
             events,
             network,
             sources: Arc::new(sources),
-            volumes: Volumes::default(),
+            volumes: Volumes::new(&config.data_dir, config.storage_dir.clone()),
             prober,
             pods,
             offer: offer(&config.data_dir, &info),
@@ -135,7 +135,13 @@ impl Parts {
         let scope = Scope { namespace: String::new(), query };
         let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
-        Dispatcher::new(Arc::new(context), mailboxes, checkpoints).run(informer).await;
+        if let Err(error) = context.volumes.sweep() {
+            tracing::warn!(%error, "what a cut-off start left behind was not removed");
+        }
+        let context = Arc::new(context);
+        let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
+        until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
+        Dispatcher::new(context, mailboxes, checkpoints).run(informer).await;
     }
 }
 
@@ -150,6 +156,7 @@ fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
         memory_bytes: capacity.memory_bytes,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
+        has_recursive_read_only: info.has_recursive_read_only(),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct AgentConfig {
     pub node_ip: IpAddr,
     /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
     pub data_dir: PathBuf,
+    /// Where local volumes are made (`DATA/storage`).
+    pub storage_dir: PathBuf,
     /// Labels set at registration, and only then.
     pub labels: BTreeMap<String, String>,
     /// Taints set at registration, and only then.

@@ -66,6 +66,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
+        storage_dir: storage_dir(settings, &parts.data_dir)?,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
         taints: taints(&settings.node_taint)?,
@@ -85,6 +86,13 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let server = KubeletServer::new(agent.pods(), runtime, clock, &tasks.child());
     tasks.critical("node listener", server.serve(listener));
     Ok(())
+}
+
+/// Where local volumes are made; a path of the host that stays the same wherever `orch` is started from.
+fn storage_dir(settings: &NodeSettings, data_dir: &Path) -> Result<PathBuf, CmdError> {
+    let beside = data_dir.parent().unwrap_or(data_dir).join("storage");
+    let path = settings.default_local_storage_path.clone().unwrap_or(beside);
+    std::path::absolute(&path).map_err(|source| CmdError::DataDir { path, source })
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

@@ -36,6 +36,7 @@ mod runner;
 mod service_account;
 mod status;
 mod taint_eviction;
+mod volume;
 
 pub use queue::Queue;
 pub use runner::{Seen, Watches};
@@ -47,10 +48,16 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
     ("endpoints", endpoints::endpoints),
+    ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
+    ("localpathprovisioner", volume::local_path),
     ("namespace", namespace::namespace),
     ("nodeipam", node_ipam::node_ipam),
     ("nodelifecycle", node_lifecycle::node_lifecycle),
+    ("persistentvolumebinder", volume::binder),
+    ("persistentvolumeexpander", volume::expand),
+    ("pvcprotection", volume::claim_protection),
+    ("pvprotection", volume::volume_protection),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),

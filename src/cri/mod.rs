@@ -4,7 +4,7 @@
 //! Containers outlive `orch`. Everything needed to find them again is in their labels (see [`labels`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +50,14 @@ pub struct RuntimeInfo {
     pub can_lower_oom_score: bool,
 }
 
+impl RuntimeInfo {
+    /// Whether read-only mounts can be recursive: from API 1.44 (Docker 25) on.
+    pub fn has_recursive_read_only(&self) -> bool {
+        let mut parts = self.api_version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next(), parts.next()) >= (Some(1), Some(44))
+    }
+}
+
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CgroupDriver {
@@ -87,6 +95,7 @@ pub struct ContainerSpec {
     pub working_dir: String,
     pub labels: BTreeMap<String, String>,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
     pub sandbox_id: String,
     /// Join the PID namespace of the sandbox.
     pub share_pid: bool,
@@ -127,7 +136,17 @@ pub struct Mount {
     pub host_path: PathBuf,
     pub container_path: String,
     pub read_only: bool,
+    /// Whether what is mounted below is read-only too; only where the engine can (see [`RuntimeInfo::has_recursive_read_only`]).
+    pub recursive_read_only: bool,
     pub propagation: Propagation,
+}
+
+/// A device of the host that a container has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    pub host_path: PathBuf,
+    pub container_path: String,
+    pub read_only: bool,
 }
 
 /// Mount propagation.
@@ -303,6 +322,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>, progress: PullProgress<'_>) -> Result<(), RuntimeError>;
     /// Loads images from a tarball (`docker save` or OCI).
     async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError>;
+    /// Writes the files of an image that is there into an empty directory.
+    async fn unpack_image(&self, _image: &str, _target: &Path) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Failed("this container runtime does not unpack images".to_owned()))
+    }
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
 }

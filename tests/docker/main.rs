@@ -7,3 +7,4 @@ mod engine;
 mod healing;
 mod join;
 mod quickstart;
+mod storage;

@@ -29,3 +29,4 @@ mod samples;
 mod worker_tests;
 
 pub use dispatch::{Dispatcher, Mailboxes};
+pub use start::pull_secrets;

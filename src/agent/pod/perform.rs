@@ -73,7 +73,8 @@ impl Worker {
         if is_mounted {
             return renew_at.filter(|at| *at > now);
         }
-        if let Some(at) = self.volumes_retry.0.filter(|at| *at > now) {
+        // What failed is tried again in time, or when something changes that the pod refers to.
+        if let Some(at) = self.volumes_retry.0.filter(|at| *at > now && !self.takes_volume_refresh()) {
             return Some(at);
         }
         let (operation, abort) = abortable(async move { Done::Volumes(context.volumes.set_up(&context, &pod, ip).await) });

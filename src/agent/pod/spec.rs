@@ -10,7 +10,7 @@ use super::env::expand;
 use super::files;
 use super::resources::{cgroup_parent, container_resources, oom_score_adj, qos_class};
 use super::state::{Member, Role};
-use crate::cri::{ContainerSpec, Image, Mount, Propagation, SandboxSpec, labels};
+use crate::cri::{ContainerSpec, Device, Image, Mount, Propagation, SandboxSpec, labels};
 
 /// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
 const LOG_MAX_BYTES: u64 = 10 << 20;
@@ -69,6 +69,7 @@ pub struct ContainerInput<'a> {
     pub sandbox_id: &'a str,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
 }
 
 /// A container of a pod.
@@ -76,7 +77,7 @@ pub struct ContainerInput<'a> {
 /// # Errors
 /// The kubelet's words, for `CreateContainerConfigError`.
 pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String> {
-    let ContainerInput { pod, member, attempt, owner, offer, image, sandbox_id, env, mounts } = input;
+    let ContainerInput { pod, member, attempt, owner, offer, image, sandbox_id, env, mounts, devices } = input;
     let (container, default) = (&member.spec, PodSpec::default());
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let pod_security = spec.security_context.clone().unwrap_or_default();
@@ -102,6 +103,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         working_dir: text(container.working_dir.as_ref()).to_owned(),
         labels,
         mounts,
+        devices,
         sandbox_id: sandbox_id.to_owned(),
         share_pid: spec.share_process_namespace == Some(true),
         host_pid: spec.host_pid == Some(true),
@@ -168,5 +170,11 @@ fn capabilities(capabilities: Option<&Capabilities>) -> (Vec<String>, Vec<String
 
 /// A bind mount that containers of one pod share.
 pub fn bind(host_path: PathBuf, container_path: &str, read_only: bool) -> Mount {
-    Mount { host_path, container_path: container_path.to_owned(), read_only, propagation: Propagation::Private }
+    Mount {
+        host_path,
+        container_path: container_path.to_owned(),
+        read_only,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+    }
 }

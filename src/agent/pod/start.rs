@@ -80,7 +80,8 @@ async fn image(context: &Context, job: &StartJob) -> Result<Image, StartFailure>
     })
 }
 
-async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
+/// The credentials that a pod's images are pulled with.
+pub async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
     let (uid, namespace) = (pod.metadata.uid.as_deref().unwrap_or(""), pod.metadata.namespace.as_deref().unwrap_or(""));
     let mut auths = Vec::new();
     for secret in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
@@ -130,6 +131,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
     let volumes = progress.volumes.unwrap_or_default();
     let attempt = job.start.attempt;
     let mounts = mounts::mounts(context, &job.pod, &job.member, attempt, &volumes, &variables).await.map_err(failed)?;
+    let devices = mounts::devices(&job.member.spec, &volumes).map_err(failed)?;
     let sandbox_id = progress.sandbox_id.unwrap_or_default();
     let wanted = spec::container_spec(ContainerInput {
         pod: &job.pod,
@@ -141,6 +143,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         sandbox_id: &sandbox_id,
         env: variables,
         mounts,
+        devices,
     })
     .map_err(failed)?;
     if let Some(leftover) = &job.start.leftover {

@@ -5,7 +5,7 @@
 //! `events`, `exec` and `hijack` (the raw streams). Practices are dockershim's and cri-dockerd's: names make creation
 //! idempotent, labels find everything again, containers join their sandbox' namespaces.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ mod image;
 mod info;
 mod pause;
 mod sandbox;
+mod unpack;
 
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
@@ -174,6 +175,10 @@ impl Runtime for Docker {
 
     async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError> {
         self.engine.load_tarball(tarball).await
+    }
+
+    async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError> {
+        self.engine.unpack(image, target).await
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
