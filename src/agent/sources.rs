@@ -12,8 +12,8 @@ use crate::client::informer::{Change, Informer, Scope};
 use crate::client::{ApiObject, Client};
 use crate::rt::TaskGroup;
 
-/// How long to wait for the API to show an object for the first time.
-const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long to wait for the API to show an object for the first time, where there is nothing to fall back to.
+pub const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// Tells the pod with this uid that something it refers to has changed.
 pub type Changed = Arc<dyn Fn(&str) + Send + Sync>;
@@ -66,36 +66,54 @@ impl Sources {
         }
     }
 
-    /// A ConfigMap for the pod `uid`; `None` if there is none of that name.
+    /// A ConfigMap for the pod `uid`, waiting for the API no longer than `patience` at the first look; `None` if there is none of that name.
     ///
     /// # Errors
     /// [`SourceError`] when the API does not answer and the object was not known before: try again.
-    pub async fn config_map(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError> {
-        self.look(&self.config_maps, |found| found.immutable == Some(true), uid, (namespace, name)).await
+    pub async fn config_map(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        self.look(&self.config_maps, |found| found.immutable == Some(true), uid, (namespace, name), patience).await
     }
 
     /// A Secret for the pod `uid`; `None` if there is none of that name.
     ///
     /// # Errors
     /// As [`config_map`](Self::config_map).
-    pub async fn secret(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError> {
-        self.look(&self.secrets, |found| found.immutable == Some(true), uid, (namespace, name)).await
+    pub async fn secret(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<Secret>>, SourceError> {
+        self.look(&self.secrets, |found| found.immutable == Some(true), uid, (namespace, name), patience).await
     }
 
     /// A claim for the pod `uid`; `None` if there is none of that name.
     ///
     /// # Errors
     /// As [`config_map`](Self::config_map).
-    pub async fn claim(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
-        self.look(&self.claims, |_| false, uid, (namespace, name)).await
+    pub async fn claim(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
+        self.look(&self.claims, |_| false, uid, (namespace, name), patience).await
     }
 
     /// All Services, once they are known.
     ///
     /// # Errors
     /// As [`config_map`](Self::config_map).
-    pub async fn services(&self) -> Result<Vec<Arc<Service>>, SourceError> {
-        let synced = tokio::time::timeout(FIRST_LOOK, self.services.synced()).await;
+    pub async fn services(&self, patience: Duration) -> Result<Vec<Arc<Service>>, SourceError> {
+        let synced = tokio::time::timeout(patience, self.services.synced()).await;
         synced.map_err(|_| SourceError { kind: "services", name: "all".to_owned() })?;
         Ok(self.services.list())
     }
@@ -113,6 +131,7 @@ impl Sources {
         is_final: fn(&K) -> bool,
         uid: &str,
         (namespace, name): (&str, &str),
+        patience: Duration,
     ) -> Result<Option<Arc<K>>, SourceError> {
         let informer = {
             let mut kept = kept.0.lock();
@@ -121,7 +140,7 @@ impl Sources {
             watched.users.lock().insert(uid.to_owned());
             Arc::clone(&watched.informer)
         };
-        let synced = tokio::time::timeout(FIRST_LOOK, informer.synced()).await;
+        let synced = tokio::time::timeout(patience, informer.synced()).await;
         synced.map_err(|_| SourceError { kind: K::KIND, name: name.to_owned() })?;
         Ok(informer.get(namespace, name))
     }

@@ -26,6 +26,7 @@ mod correlator;
 pub mod informer;
 pub mod recorder;
 mod reflector;
+pub mod servers;
 mod subscription;
 pub mod watch;
 

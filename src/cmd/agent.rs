@@ -8,7 +8,7 @@ use super::node::{self, NodeParts};
 use super::settings::AgentSettings;
 use super::token::Token;
 use super::{host, notify, run};
-use crate::agent::bootstrap::{self, JoinConfig, JoinError, Joined};
+use crate::agent::bootstrap::{self, JoinConfig, Joined};
 use crate::rt::clock::SharedClock;
 use crate::rt::{Backoff, SystemClock, TaskGroup};
 
@@ -37,7 +37,7 @@ async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdErr
     let node_ip = settings.node.node_ip.unwrap_or_else(host::address);
     let data_dir = settings.common.data_dir.join("agent");
     let config = JoinConfig {
-        server_url: settings.join.clone(),
+        server_urls: settings.join.clone(),
         ca_fingerprint: token.as_ref().and_then(|token| token.ca_fingerprint.clone()),
         token: token.map(|token| token.secret).unwrap_or_default(),
         node_name: name.clone(),
@@ -46,16 +46,17 @@ async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdErr
         clock: Arc::clone(&clock),
     };
     let joined = join(config, tasks).await?;
-    tracing::info!(server = settings.join, node = name, "joined");
+    tracing::info!(server = settings.join.join(","), node = name, "joined");
     let parts = NodeParts {
         settings: &settings.node,
-        cluster: &settings.cluster,
+        cluster: joined.cluster,
         name,
         data_dir,
         bind_address: settings.bind_address,
         node_ip,
         is_control_plane: false,
         client: joined.client,
+        uplink: Some(joined.uplink),
         serving: joined.serving,
         client_ca_pem: joined.client_ca_pem,
         clock,
@@ -69,7 +70,7 @@ async fn join(config: JoinConfig, tasks: &TaskGroup) -> Result<Joined, CmdError>
     loop {
         match bootstrap::join(config.clone(), tasks).await {
             Ok(joined) => return Ok(joined),
-            Err(error @ JoinError::Server { .. }) => {
+            Err(error) if error.is_transient() => {
                 let delay = backoff.next_delay();
                 tracing::warn!(error = %CmdError::Node(error.into()).report(), delay_ms = delay.as_millis(), "cannot join yet");
                 tokio::time::sleep(delay).await;

@@ -13,6 +13,7 @@ mod certificates;
 mod config;
 mod error;
 mod host;
+mod image;
 mod loopback;
 mod node;
 mod notify;
@@ -39,6 +40,8 @@ enum Command {
     Server(ServerSettings),
     /// Run a node of an existing cluster
     Agent(AgentSettings),
+    /// Look at, load and remove the images of this node's engine
+    Image(image::ImageSettings),
 }
 
 /// Runs the command line and maps the outcome to an exit code: 0, 1 for a failure, 2 for a wrong command line.
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Server(settings) => daemon(&settings.common.clone(), server::run(settings)),
         Command::Agent(settings) => daemon(&settings.common.clone(), agent::run(settings)),
+        Command::Image(settings) => once(image::run(settings)),
     }
 }
 
@@ -71,6 +75,14 @@ fn daemon(common: &CommonSettings, life: impl Future<Output = Result<(), CmdErro
     // What hangs in a blocking call must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome.map_or_else(|error| fail(&error.report(), 1), |()| ExitCode::SUCCESS)
+}
+
+/// Runs a command that does one thing and ends.
+fn once(work: impl Future<Output = Result<(), CmdError>>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work).map_or_else(|error| fail(&error.report(), 1), |()| ExitCode::SUCCESS),
+        Err(error) => fail(&error, 1),
+    }
 }
 
 fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {

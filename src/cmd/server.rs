@@ -12,11 +12,11 @@ use super::certificates;
 use super::error::CmdError;
 use super::loopback::Loopback;
 use super::node::{self, NodeParts};
-use super::settings::ServerSettings;
+use super::settings::{Component, ServerSettings};
 use super::signer::CaSigner;
 use super::token::Token;
 use super::{host, notify, run};
-use crate::admission::Chain;
+use crate::admission::{Chain, TolerationSeconds};
 use crate::auth::authn::StaticToken;
 use crate::auth::{Authorizer, UserInfo};
 use crate::client::informer::Informers;
@@ -70,6 +70,7 @@ async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdEr
     let server = parts.server(store, tasks)?;
     tasks.critical("api listener", listener.serve(Arc::clone(&server) as Arc<_>, tasks.child()));
     bootstrap::run(&server).await?;
+    tasks.critical("api server identity", bootstrap::identity::follow(Arc::clone(&server), tasks.token()));
     parts.write_kubeconfig()?;
     lead(&server, &parts, tasks);
     tracing::info!(address = %parts.addresses.api, kubeconfig = %settings.write_kubeconfig.display(), "the API server is ready");
@@ -109,6 +110,7 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
         cluster_domain: settings.cluster.cluster_domain.clone(),
         cluster_cidr: IpNet::V4(settings.cluster.cluster_cidr),
         service_cidr: IpNet::V4(settings.cluster.service_cidr),
+        cluster_dns: settings.cluster.cluster_dns(),
         advertise: SocketAddr::new(addresses.node, settings.https_listen_port),
         anonymous: true,
     }
@@ -140,7 +142,13 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn server(&self, store: Arc<dyn Store>, tasks: &TaskGroup) -> Result<Arc<Server>, CmdError> {
         let authorizer = Arc::new(Authorizer::new(Arc::clone(&store)));
-        let admit = Arc::new(Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer)));
+        let failure = &self.settings.failure;
+        let tolerations = TolerationSeconds {
+            not_ready: failure.default_not_ready_toleration_seconds,
+            unreachable: failure.default_unreachable_toleration_seconds,
+        };
+        let chain = Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer));
+        let admit = Arc::new(chain.with_toleration_seconds(tolerations));
         let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
         let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
         let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());
@@ -182,12 +190,13 @@ impl Parts<'_> {
         let sans = vec![name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
         let parts = NodeParts {
             settings: node,
-            cluster: &self.settings.cluster,
+            cluster: self.settings.cluster.facts(),
             data_dir: self.settings.common.data_dir.join("agent"),
             bind_address: self.settings.bind_address,
             node_ip: self.addresses.node,
             is_control_plane: true,
             client: Loopback::client(server, user, "orch/agent"),
+            uplink: None,
             serving: certificates::serving(&self.roots, &format!("system:node:{name}"), sans, &self.clock, tasks)?,
             client_ca_pem: self.roots.client_ca.certificate_pem().to_owned(),
             name,
@@ -201,6 +210,8 @@ impl Parts<'_> {
 fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
     let (server, clock, group, token) = (Arc::clone(server), Arc::clone(&parts.clock), tasks.clone(), tasks.token());
     let roots = Arc::clone(&parts.roots);
+    let node_grace = parts.settings.failure.node_monitor_grace_period;
+    let service_lb = !parts.settings.disable.contains(&Component::ServiceLb);
     let mut leadership = server.registry.store().leadership();
     tasks.critical("leadership", async move {
         loop {
@@ -209,7 +220,7 @@ fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
             }
             tracing::info!("leading: controllers and scheduler start");
             let term = group.child();
-            start_controllers(&server, &roots, &clock, &term);
+            start_controllers(&server, &roots, &clock, (node_grace, service_lb), &term);
             let lost = becomes(&mut leadership, false, &token).await;
             term.shutdown(Duration::from_secs(5)).await;
             if !lost {
@@ -224,7 +235,13 @@ async fn becomes(leadership: &mut watch::Receiver<bool>, wanted: bool, token: &C
     matches!(token.run_until_cancelled(leadership.wait_for(|leads| *leads == wanted)).await, Some(Ok(_)))
 }
 
-fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, term: &TaskGroup) {
+fn start_controllers(
+    server: &Arc<Server>,
+    roots: &Pki,
+    clock: &SharedClock,
+    (node_grace, service_lb): (Duration, bool),
+    term: &TaskGroup,
+) {
     let client = Loopback::client(server, UserInfo::new("system:kube-controller-manager", &[]), "orch/controllers");
     let informers = Informers::new(term, client.clone());
     let kinds = Arc::clone(server.registry.kinds());
@@ -237,6 +254,8 @@ fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, ter
         root_ca_pem: roots.server_ca.certificate_pem().to_owned(),
         cluster_cidr: server.config.cluster_cidr,
         node_cidr_prefix: NODE_CIDR_PREFIX,
+        node_grace,
+        service_lb,
         signer: Some(Arc::new(signer)),
     };
     controllers::run(term, client, config);

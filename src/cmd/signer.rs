@@ -43,7 +43,7 @@ impl Signer for CaSigner {
     fn sign(&self, signer: &str, request_pem: &str, usages: &[String], lifetime: Option<Duration>) -> Result<String, String> {
         let ca = if signer == SERVING { &self.server_ca } else { &self.client_ca };
         let lifetime = lifetime.unwrap_or(LEAF_LIFETIME).min(LEAF_LIFETIME);
-        ca.sign_csr(request_pem, lifetime, usages, self.clock.now()).map_err(|error| error.to_string())
+        ca.sign_csr(request_pem, lifetime, usages, "", self.clock.now()).map_err(|error| error.to_string())
     }
 }
 

@@ -16,10 +16,12 @@ use crate::kinds::Kinds;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+mod address_repair;
 mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
@@ -29,11 +31,14 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
+mod pod_gc;
 mod pods;
 mod queue;
 mod replicaset;
 mod runner;
 mod service_account;
+mod service_cidr;
+mod service_lb;
 mod status;
 mod taint_eviction;
 mod volume;
@@ -43,11 +48,13 @@ pub use runner::{Seen, Watches};
 
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
+    ("addressrepair", address_repair::address_repair),
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
     ("endpoints", endpoints::endpoints),
+    ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("localpathprovisioner", volume::local_path),
@@ -56,11 +63,14 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("nodelifecycle", node_lifecycle::node_lifecycle),
     ("persistentvolumebinder", volume::binder),
     ("persistentvolumeexpander", volume::expand),
+    ("podgc", pod_gc::pod_gc),
     ("pvcprotection", volume::claim_protection),
     ("pvprotection", volume::volume_protection),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),
+    ("servicecidr", service_cidr::service_cidr),
+    ("servicelb", service_lb::service_lb),
     ("tainteviction", taint_eviction::taint_eviction),
 ];
 
@@ -128,6 +138,10 @@ pub struct ControllerConfig {
     pub cluster_cidr: IpNet,
     /// Length of the prefix of a node's part: 24.
     pub node_cidr_prefix: u8,
+    /// Silence after which a node counts as lost.
+    pub node_grace: Duration,
+    /// Whether Services of type LoadBalancer get the addresses of nodes.
+    pub service_lb: bool,
     /// Signs approved certificate requests; without one they stay as they are.
     pub signer: Option<Arc<dyn Signer>>,
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::Stream;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -320,8 +319,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
     /// Pulls an image.
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>, progress: PullProgress<'_>) -> Result<(), RuntimeError>;
-    /// Loads images from a tarball (`docker save` or OCI).
-    async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError>;
+    /// Loads images from a tarball (`docker save` or OCI, compressed or not), as it is read.
+    async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError>;
+    /// Gives an image one more name.
+    async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError>;
     /// Writes the files of an image that is there into an empty directory.
     async fn unpack_image(&self, _image: &str, _target: &Path) -> Result<(), RuntimeError> {
         Err(RuntimeError::Failed("this container runtime does not unpack images".to_owned()))

@@ -27,13 +27,13 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -
 }
 
 /// A number that no other running test has; it is given back when this is dropped. Ranges of addresses derive from it.
-struct Slot {
-    number: u8,
+pub struct Slot {
+    pub number: u8,
     _lock: File,
 }
 
 impl Slot {
-    fn take() -> Self {
+    pub fn take() -> Self {
         let folder = std::env::temp_dir().join("orch-test-slots");
         fs::create_dir_all(&folder).unwrap();
         (0..50_u8)

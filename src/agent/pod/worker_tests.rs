@@ -20,6 +20,7 @@ use super::mailbox::Mailbox;
 use super::worker::Worker;
 use crate::agent::Pods;
 use crate::agent::image::Images;
+use crate::agent::image::registries::Registries;
 use crate::agent::probe::Prober;
 use crate::agent::sources::Sources;
 use crate::agent::volume::Volumes;
@@ -83,7 +84,7 @@ struct Network;
 
 #[async_trait]
 impl SandboxNetwork for Network {
-    async fn attach(&self, _: &str, _: u32) -> Result<PodAddress, NetworkError> {
+    async fn attach(&self, _: &Pod, _: u32) -> Result<PodAddress, NetworkError> {
         Ok(PodAddress { ip: Ipv4Addr::new(10, 42, 0, 2) })
     }
 
@@ -140,7 +141,13 @@ fn world(spec: Value) -> World {
         network,
         sources: Arc::new(Sources::new(&tasks, client, Arc::new(|_| ()))),
         volumes: Volumes::new(directory.path(), directory.path().join("storage")),
-        images: Images::new(Arc::clone(&runtime), Arc::clone(&clock) as _, Arc::clone(&events) as _),
+        images: Images::new(
+            Arc::clone(&runtime),
+            Arc::clone(&clock) as _,
+            Arc::clone(&events) as _,
+            Registries::default(),
+            Arc::default(),
+        ),
         prober: Prober::new(runtime, tasks.clone()).unwrap(),
         pods: Arc::new(Pods::default()),
         offer: NodeOffer {

@@ -3,14 +3,18 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::pod::context::Context;
+use crate::agent::sources::FIRST_LOOK;
 use crate::api::quantity::Quantity;
 use crate::kinds::storage::binding;
 
+/// How long to wait for the API to show a claim whose volume is known from before.
+const SHORT_LOOK: Duration = Duration::from_secs(1);
 /// Directory of the notes in a pod's directory.
 const NOTES: &str = "claims";
 
@@ -88,7 +92,9 @@ pub async fn resolve(context: &Context, pod: &Pod, volume: &Volume) -> Result<Cl
     let (name, is_ephemeral) = binding::claim_of(pod, volume).ok_or("the volume names no claim")?;
     let known = read(&path(&context.pod_dir(pod), &volume.name));
     let failed = |why: String| format!("error processing PVC {namespace}/{name}: {why}");
-    let claim = match (context.sources.claim(uid, namespace, &name).await, &known) {
+    // What is known already need not wait long for an API that is away.
+    let patience = if known.is_some() { SHORT_LOOK } else { FIRST_LOOK };
+    let claim = match (context.sources.claim(uid, namespace, &name, patience).await, &known) {
         (Ok(Some(claim)), _) => claim,
         // What was mounted stays mounted, whatever becomes of the claim.
         (_, Some(known)) => return Ok(known.clone()),
@@ -109,11 +115,15 @@ pub async fn resolve(context: &Context, pod: &Pod, volume: &Volume) -> Result<Cl
     if !is_bound || bound_to.is_empty() {
         return Err(failed("PVC is not bound".to_owned()));
     }
-    let found = match context.client.get::<PersistentVolume>("", bound_to).await {
+    let found = tokio::time::timeout(FIRST_LOOK, context.client.get::<PersistentVolume>("", bound_to)).await;
+    let found = match found
+        .map_err(|_| "the API server does not answer".to_owned())
+        .and_then(|got| got.map_err(|error| error.to_string()))
+    {
         Ok(found) => found,
-        Err(error) => match known {
+        Err(why) => match known {
             Some(known) => return Ok(known),
-            None => return Err(failed(format!("failed to get PV {bound_to:?} from API server: {error}"))),
+            None => return Err(failed(format!("failed to get PV {bound_to:?} from API server: {why}"))),
         },
     };
     if !binding::is_bound_to(&found, &claim) {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{
@@ -173,12 +172,16 @@ impl Runtime for Docker {
         self.engine.pull_image(reference, auth, progress).await
     }
 
-    async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError> {
+    async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError> {
         self.engine.load_tarball(tarball).await
     }
 
     async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError> {
         self.engine.unpack(image, target).await
+    }
+
+    async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError> {
+        self.engine.tag(reference, name).await
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::request_info::parse_query;
-use super::{RequestContext, RequestInfo, Server, handlers, nonresource, respond};
+use super::{RequestContext, RequestInfo, Server, handlers, nonresource, respond, tunnel};
 use crate::api::ApiError;
 use crate::http::{HttpRequest, HttpResponse};
 use crate::rt::{clock, limits, random};
@@ -88,6 +88,8 @@ async fn filtered(
     let context = RequestContext { info, user, query };
     let response = if context.info.is_resource {
         handlers::dispatch(server, context, request).await?
+    } else if context.info.path == tunnel::PATH {
+        tunnel::serve(server, &context, request)?
     } else {
         nonresource::serve(server, &context, &request)?
     };

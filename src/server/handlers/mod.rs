@@ -9,9 +9,11 @@ use super::{RequestContext, Server, negotiate, node};
 use crate::api::kind::Subresource;
 use crate::api::{ApiError, Kind};
 use crate::http::{HttpRequest, HttpResponse};
+use crate::kinds;
 
 pub mod auth;
 mod body;
+mod metrics;
 mod options;
 mod pods;
 mod proxy;
@@ -46,6 +48,7 @@ pub async fn dispatch(server: &Arc<Server>, context: RequestContext, request: Ht
             let pods = server.registry.kinds().find("", "v1", "pods").ok_or_else(ApiError::no_such_path)?;
             resource::serve(&server.registry, &context, pods, Some(Subresource::Binding), request).await
         }
+        (None, _) if kind.names().group == kinds::metrics::GROUP => metrics::serve(server, &context, kind, request).await,
         (None, _) if verb == "create" && matches!(kind.names().group, "authentication.k8s.io" | "authorization.k8s.io") => {
             create_virtual(server, &context, kind, request).await
         }

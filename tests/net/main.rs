@@ -1,0 +1,10 @@
+//! Several hosts on one machine: real clusters of several nodes, with cables that can be pulled.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cluster;
+mod hosts;
+
+mod bringup;
+mod overlay;
