@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
+use super::csi::{CsiMounts, Drivers};
 use super::image::Images;
 use super::image::collect::Collector;
 use super::image::ledger::Ledger;
@@ -122,6 +123,9 @@ impl Parts {
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
         let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
+        let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
+        let registering = Arc::clone(&drivers);
+        until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let context = Context {
             node_ip: config.node_ip,
@@ -142,7 +146,11 @@ impl Parts {
             events,
             network,
             sources: Arc::new(sources),
-            volumes: Volumes::new(&config.data_dir, config.storage_dir.clone()),
+            volumes: Volumes::new(
+                &config.data_dir,
+                config.storage_dir.clone(),
+                CsiMounts::new(Arc::clone(&drivers), &config.node_name, &config.data_dir),
+            ),
             prober,
             pods,
             offer: offer(&config.data_dir, &info),

@@ -24,6 +24,7 @@ pub mod bootstrap;
 
 mod assembly;
 mod checkpoint;
+mod csi;
 pub mod image;
 mod node;
 mod pod;

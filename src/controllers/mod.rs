@@ -49,6 +49,7 @@ pub use runner::{Seen, Watches};
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
     ("addressrepair", address_repair::address_repair),
+    ("attachdetach", volume::attach),
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),

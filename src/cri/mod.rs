@@ -324,9 +324,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Gives an image one more name.
     async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError>;
     /// Writes the files of an image that is there into an empty directory.
-    async fn unpack_image(&self, _image: &str, _target: &Path) -> Result<(), RuntimeError> {
-        Err(RuntimeError::Failed("this container runtime does not unpack images".to_owned()))
-    }
+    async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError>;
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
 }

@@ -4,6 +4,7 @@
 mod support;
 
 mod away;
+mod csi;
 mod engine;
 mod figures;
 mod healing;

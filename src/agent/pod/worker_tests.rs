@@ -139,8 +139,12 @@ fn world(spec: Value) -> World {
         clock: Arc::clone(&clock) as _,
         events: Arc::clone(&events) as _,
         network,
-        sources: Arc::new(Sources::new(&tasks, client, Arc::new(|_| ()))),
-        volumes: Volumes::new(directory.path(), directory.path().join("storage")),
+        sources: Arc::new(Sources::new(&tasks, client.clone(), Arc::new(|_| ()))),
+        volumes: {
+            let drivers = crate::agent::csi::Drivers::new(directory.path(), "n1", client.clone(), &tasks);
+            let csi = crate::agent::csi::CsiMounts::new(drivers, "n1", directory.path());
+            Volumes::new(directory.path(), directory.path().join("storage"), csi)
+        },
         images: Images::new(
             Arc::clone(&runtime),
             Arc::clone(&clock) as _,

@@ -14,6 +14,8 @@ use crate::rt::TaskGroup;
 
 /// The file in a volume's directory that holds its file system or is its raw device.
 const IMAGE: &str = "volume.img";
+/// Is there while the file system is smaller than its file.
+const GROWING: &str = "growing";
 /// Where the file system in that file is mounted, in the volume's directory.
 const MOUNTED: &str = "mounted";
 
@@ -47,6 +49,11 @@ impl LocalPaths {
     /// Whether a volume has a file system of its own.
     pub fn is_loop(volume: &PersistentVolume) -> bool {
         binding::annotation(&volume.metadata, names::TYPE) == Some(names::LOOP)
+    }
+
+    /// Whether the file system at a path has not grown yet to its volume's size.
+    pub fn is_growing(path: &Path) -> bool {
+        path.join(GROWING).exists()
     }
 
     /// Makes the directory of a volume, once.
@@ -83,16 +90,24 @@ impl LocalPaths {
         let size_bytes = u64::try_from(binding::capacity(volume).value()).unwrap_or(0);
         make_image(&image, size_bytes, is_block).await?;
         let device = loop_device::attach(&image).await?;
-        let has_grown = grow(&image, &device, size_bytes).await?;
+        grow(path, &device, size_bytes, is_block).await?;
         if is_block {
             return Ok(device);
         }
+        let growing = path.join(GROWING);
         let target = path.join(MOUNTED);
-        let (from, to) = (device.clone(), target.clone());
-        blocking(move || mounting::file_system(&from, &to, "ext4")).await?;
-        if has_grown || is_smaller(&target, size_bytes) {
-            tool::run("resize2fs", &[&device]).await?;
+        let at = target.clone();
+        let is_mounted = blocking(move || Ok(at.exists() && mounting::mounts_below(&at)?.contains(&at))).await?;
+        if growing.exists() {
+            match resize(&device, is_mounted).await {
+                Ok(()) => blocking(move || fs::remove_file(growing)).await?,
+                // A kernel that does not let it grow while it is in use lets it grow when the next pod starts.
+                Err(why) if is_mounted => tracing::info!(path = %path.display(), why, "the volume grows when it is mounted next"),
+                Err(why) => return Err(why),
+            }
         }
+        let (from, to) = (device, target.clone());
+        blocking(move || mounting::file_system(&from, &to, "ext4")).await?;
         Ok(target)
     }
 
@@ -155,13 +170,16 @@ async fn make_image(image: &Path, size_bytes: u64, is_block: bool) -> Result<(),
     blocking(move || fs::rename(&half, &image)).await
 }
 
-/// Makes the file as big as the volume is to be, if it is smaller; whether it was.
-async fn grow(image: &Path, device: &Path, size_bytes: u64) -> Result<bool, String> {
-    let path = image.to_owned();
+/// Makes the file as big as the volume is to be, if it is smaller; its file system is then to follow.
+async fn grow(path: &Path, device: &Path, size_bytes: u64, is_block: bool) -> Result<(), String> {
+    let (image, growing) = (path.join(IMAGE), path.join(GROWING));
     let has_grown = blocking(move || {
-        let file = fs::OpenOptions::new().write(true).open(&path)?;
+        let file = fs::OpenOptions::new().write(true).open(&image)?;
         let is_smaller = file.metadata()?.len() < size_bytes;
         if is_smaller {
+            if !is_block {
+                crate::rt::files::write(&growing, b"", 0o600)?;
+            }
             file.set_len(size_bytes)?;
         }
         Ok(is_smaller)
@@ -170,15 +188,19 @@ async fn grow(image: &Path, device: &Path, size_bytes: u64) -> Result<bool, Stri
     if has_grown {
         loop_device::resize(device).await?;
     }
-    Ok(has_grown)
+    Ok(())
 }
 
-/// Whether the file system is clearly smaller than the volume: its growth was cut off.
-fn is_smaller(target: &Path, size_bytes: u64) -> bool {
-    nix::sys::statvfs::statvfs(target).is_ok_and(|stat| {
-        let total = stat.blocks().saturating_mul(stat.fragment_size());
-        total < size_bytes / 10 * 8
-    })
+/// Makes the file system as big as its device.
+async fn resize(device: &Path, is_mounted: bool) -> Result<(), String> {
+    if !is_mounted {
+        let check = ["-f".as_ref(), "-p".as_ref(), device.as_os_str()];
+        // It fails too when it has repaired something; then the second run finds nothing.
+        if tool::run("e2fsck", &check).await.is_err() {
+            tool::run("e2fsck", &check).await?;
+        }
+    }
+    tool::run("resize2fs", &[device]).await.map(drop)
 }
 
 #[cfg(test)]
@@ -240,6 +262,12 @@ mod tests {
         fs::write(target.join("f"), "1").unwrap();
         volume.spec.as_mut().unwrap().capacity = serde_json::from_value(json!({"storage": "64Mi"})).unwrap();
         paths.set_up(&volume, &path, false).await.unwrap();
+        if LocalPaths::is_growing(&path) {
+            // This kernel lets nobody grow a file system that is in use.
+            paths.tear_down(&path).await.unwrap();
+            paths.set_up(&volume, &path, false).await.unwrap();
+        }
+        assert!(!LocalPaths::is_growing(&path));
         assert!(total(&target) > 48 << 20, "{}", total(&target));
         assert!(target.join("f").exists());
         paths.tear_down(&path).await.unwrap();

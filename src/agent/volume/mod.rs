@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use parking_lot::Mutex;
 use std::net::IpAddr;
 
+use super::csi::CsiMounts;
 use super::pod::context::{Context, MountedVolumes};
 use crate::rt::TaskGroup;
 
@@ -64,10 +65,10 @@ pub struct Volumes {
 
 impl Volumes {
     /// Volumes of an agent whose state is below `data_dir`; local volumes are made in `storage_dir`.
-    pub fn new(data_dir: &Path, storage_dir: PathBuf) -> Self {
+    pub fn new(data_dir: &Path, storage_dir: PathBuf, csi: CsiMounts) -> Self {
         Self {
             tokens: Tokens::default(),
-            persistent: Persistent::new(LocalPaths::new(storage_dir, data_dir), data_dir),
+            persistent: Persistent::new(LocalPaths::new(storage_dir, data_dir), csi, data_dir),
             images: ImageVolumes::new(data_dir),
             renewals: Mutex::default(),
         }
@@ -133,6 +134,8 @@ impl Volumes {
         self.tokens.forget(uid);
         let pod_dir = context.pods_dir.join(uid);
         let failed = |why: String| VolumeError::TearDown { path: pod_dir.clone(), why };
+        // Drivers unmount what they mounted before anything else is unmounted.
+        self.persistent.csi().unpublish(&pod_dir).await.map_err(failed)?;
         let work = {
             let pod_dir = pod_dir.clone();
             move || {
@@ -161,6 +164,9 @@ impl Volumes {
         }
         if let Some(host_path) = volume.host_path.clone() {
             return blocking(move || host_path::check(&host_path)).await;
+        }
+        if let Some(csi) = &volume.csi {
+            return self.persistent.csi().set_up_inline(context, pod, &volume.name, csi).await;
         }
         if let Some(nfs) = &volume.nfs {
             let path = directory("kubernetes.io~nfs");

@@ -13,12 +13,14 @@ use tokio::sync::Mutex;
 use super::claim::{self, Claimed};
 use super::local_path::LocalPaths;
 use super::{blocking, host_path, loop_device, mounting, ownership, tool};
+use crate::agent::csi::CsiMounts;
 use crate::agent::pod::context::{Context, MountedVolume};
 use crate::client::PatchKind;
 
 /// The node's persistent volumes. One is set up or taken down at a time, so that who takes one down sees who still uses it.
 pub struct Persistent {
     local_paths: LocalPaths,
+    csi: CsiMounts,
     /// Where file systems of devices are mounted (`DATA/agent/plugins`).
     plugins: PathBuf,
     gate: Mutex<()>,
@@ -34,13 +36,18 @@ pub enum Failure {
 
 impl Persistent {
     /// Volumes whose own state is below `data_dir`.
-    pub fn new(local_paths: LocalPaths, data_dir: &Path) -> Self {
-        Self { local_paths, plugins: data_dir.join("plugins"), gate: Mutex::new(()) }
+    pub fn new(local_paths: LocalPaths, csi: CsiMounts, data_dir: &Path) -> Self {
+        Self { local_paths, csi, plugins: data_dir.join("plugins"), gate: Mutex::new(()) }
     }
 
     /// The node's volumes of the built-in provisioner.
     pub fn local_paths(&self) -> &LocalPaths {
         &self.local_paths
+    }
+
+    /// The node's CSI volumes.
+    pub fn csi(&self) -> &CsiMounts {
+        &self.csi
     }
 
     /// Makes the volume of a claim visible to a pod. Idempotent.
@@ -60,8 +67,16 @@ impl Persistent {
         // Noted first: whoever takes the volume down for another pod must see this one.
         let (note, folder) = (claimed.clone(), pod_dir.clone());
         blocking(move || note.note(&folder)).await.map_err(failed)?;
-        let (path, takes_group) = self.source(&claimed, &pod_dir).await.map_err(failed)?;
-        if claimed.has_grown && LocalPaths::is_loop(&claimed.volume) {
+        let is_csi = claimed.volume.spec.as_ref().is_some_and(|spec| spec.csi.is_some());
+        let (path, takes_group) = if is_csi {
+            let published = self.csi.set_up(context, pod, &claimed.volume, claimed.read_only).await.map_err(failed)?;
+            (published.path, published.takes_group)
+        } else {
+            self.source(&claimed, &pod_dir).await.map_err(failed)?
+        };
+        let is_growing = self.local_paths.path_of(&claimed.volume).is_some_and(|path| LocalPaths::is_growing(&path));
+        if claimed.has_grown && !is_growing && (is_csi || LocalPaths::is_loop(&claimed.volume)) {
+            self.csi.expand(&claimed.volume, &path).await.map_err(failed)?;
             say_grown(context, pod, &claimed).await.map_err(failed)?;
         }
         let mounted = MountedVolume { path, read_only: claimed.read_only, is_device: claimed.is_block() };
@@ -171,6 +186,9 @@ impl Persistent {
     async fn take_down(&self, claimed: &Claimed) -> Result<(), String> {
         if let Some(path) = self.local_paths.path_of(&claimed.volume) {
             return if LocalPaths::is_loop(&claimed.volume) { self.local_paths.tear_down(&path).await } else { Ok(()) };
+        }
+        if let Some(source) = claimed.volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) {
+            return self.csi.unstage(source).await;
         }
         let Some(source) = claimed.volume.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Ok(()) };
         let path = PathBuf::from(&source.path);

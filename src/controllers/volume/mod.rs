@@ -1,5 +1,5 @@
 //! The controllers of storage: claims and volumes are bound ([`binder`]), kept while they are used ([`protection`]), made for pods
-//! ([`ephemeral`]), made to grow ([`expand`]), and made on nodes by the built-in provisioner ([`local_path`]).
+//! ([`ephemeral`]), attached to nodes ([`attach`]), made to grow ([`expand`]), and made on nodes by the built-in provisioner ([`local_path`]).
 
 use std::sync::Arc;
 
@@ -8,12 +8,14 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::client::informer::Informer;
 use crate::kinds::storage::binding;
 
+mod attach;
 mod binder;
 mod ephemeral;
 mod expand;
 mod local_path;
 mod protection;
 
+pub(super) use attach::attach;
 pub(super) use binder::binder;
 pub(super) use ephemeral::ephemeral;
 pub(super) use expand::expand;

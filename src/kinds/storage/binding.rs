@@ -32,6 +32,17 @@ pub const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 const IS_DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 
+/// SHA-256 of a text.
+pub fn sha256(text: &str) -> Vec<u8> {
+    ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref().to_vec()
+}
+
+/// The name of the VolumeAttachment of a CSI volume and a node, which attach controller and agent both know.
+pub fn attachment_name(handle: &str, driver: &str, node: &str) -> String {
+    let hash: String = sha256(&format!("{handle}{driver}{node}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("csi-{hash}")
+}
+
 /// An annotation of an object.
 pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)
