@@ -21,6 +21,7 @@ mod node_restriction;
 mod persistent_volume_claim_resize;
 mod priority;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
 mod taint_nodes;
@@ -61,6 +62,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &default_storage_class::DefaultStorageClass,
     &storage_object_in_use_protection::StorageObjectInUseProtection,
     &persistent_volume_claim_resize::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
     &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
     &certificate_requestor::CertificateRequestor,

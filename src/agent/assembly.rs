@@ -21,6 +21,7 @@ use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
 use super::pod::sandbox::ADDRESS_FILE;
+use super::pod::statics::Folder;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
@@ -75,6 +76,8 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     let scope = Scope { namespace: String::new(), query: own_node };
     let nodes = Informer::<Node>::start(tasks, config.client.clone(), scope);
     let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
+    let own_nodes = Arc::clone(&nodes);
+    let informers = Informers::new(tasks, config.client.named("orch/network")).with_snapshots(&config.data_dir.join("informers"));
     let (slot, network) = watch::channel(None);
     let pods: Arc<Pods> = Arc::default();
     let stats = Stats::new(&config, Arc::clone(&pods), keeper.runtime_info(), network.clone());
@@ -83,9 +86,20 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     until_cancelled(tasks, "node status", async move { node.run(node_informer).await });
     let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
     until_cancelled(tasks, "node lease", async move { node.run_lease(node_informer).await });
-    let (node, network_config, group) = (Arc::clone(&keeper), config.clone(), tasks.clone());
-    until_cancelled(tasks, "pod network", async move { run_network(network_config, node, nodes, slot, group).await });
-    let parts = Parts { config, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
+    let (node, shared) =
+        (Arc::clone(&keeper), Shared { config: config.clone(), informers: informers.clone(), tasks: tasks.clone() });
+    until_cancelled(tasks, "pod network", async move { run_network(shared, node, nodes, slot).await });
+    let parts = Parts {
+        config,
+        informers,
+        events,
+        keeper,
+        nodes: own_nodes,
+        network,
+        prober,
+        pods: Arc::clone(&pods),
+        tasks: tasks.clone(),
+    };
     until_cancelled(tasks, "pods", async move { parts.run().await });
     Ok((pods, stats))
 }
@@ -99,10 +113,19 @@ fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()>
     });
 }
 
+/// What the network's parts are made from.
+struct Shared {
+    config: AgentConfig,
+    informers: Informers,
+    tasks: TaskGroup,
+}
+
 struct Parts {
     config: AgentConfig,
+    informers: Informers,
     events: Arc<dyn EventSink>,
     keeper: Arc<NodeKeeper>,
+    nodes: Arc<Informer<Node>>,
     network: NetworkSlot,
     prober: Prober,
     pods: Arc<Pods>,
@@ -111,7 +134,7 @@ struct Parts {
 
 impl Parts {
     async fn run(self) {
-        let Self { config, events, keeper, network, prober, pods, tasks } = self;
+        let Self { config, informers, events, keeper, nodes, network, prober, pods, tasks } = self;
         let mut runtime_info = keeper.runtime_info();
         // Without an engine there is nothing that pods could be done with.
         let info = match runtime_info.wait_for(Option::is_some).await {
@@ -122,7 +145,8 @@ impl Parts {
         keep_images(&config, &pods, &ledger, &keeper, &info, &tasks);
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
-        let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
+        let changed = Arc::new(move |uid: &str| told.source_changed(uid));
+        let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
         let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
         let registering = Arc::clone(&drivers);
         until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });
@@ -130,8 +154,9 @@ impl Parts {
         let context = Context {
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
+            seccomp_dir: config.data_dir.join("seccomp"),
             owner: config.owner.clone(),
-            cluster_dns: None,
+            cluster_dns: Some(config.cluster_dns),
             cluster_domain: config.cluster_domain.clone(),
             client: config.client.clone(),
             runtime: Arc::clone(&config.runtime),
@@ -153,7 +178,10 @@ impl Parts {
             ),
             prober,
             pods,
-            offer: offer(&config.data_dir, &info),
+            offer: offer(&config, &info),
+            grants: Default::default(),
+            allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+            nodes,
             starts: Semaphore::new((cores * 2).max(4)),
             tasks: tasks.clone(),
         };
@@ -161,13 +189,14 @@ impl Parts {
         let scope = Scope { namespace: String::new(), query };
         let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
+        let statics = Folder::new(config.static_pods_dir.clone(), config.node_name.clone());
         if let Err(error) = context.volumes.sweep() {
             tracing::warn!(%error, "what a cut-off start left behind was not removed");
         }
         let context = Arc::new(context);
         let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
         until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
-        Dispatcher::new(context, mailboxes, checkpoints).run(informer).await;
+        Dispatcher::new(context, mailboxes, checkpoints, statics).run(informer).await;
     }
 }
 
@@ -201,34 +230,36 @@ fn keep_images(
     });
 }
 
-fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
-    let capacity = facts::capacity(data_dir);
+fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
+    let capacity = facts::capacity(&config.data_dir);
+    let allocatable = config.reserve.allocatable(&capacity);
     NodeOffer {
         allocatable: Allocatable {
-            cpu_milli: capacity.cpus * 1_000,
-            memory_bytes: capacity.memory_bytes,
-            ephemeral_storage_bytes: capacity.ephemeral_storage_bytes,
+            cpu_milli: allocatable.cpu_milli,
+            memory_bytes: allocatable.memory_bytes,
+            ephemeral_storage_bytes: allocatable.ephemeral_storage_bytes,
         },
         memory_bytes: capacity.memory_bytes,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
         has_recursive_read_only: info.has_recursive_read_only(),
+        has_apparmor: info.has_apparmor,
     }
 }
 
 /// Waits for the node's range, lays the pod network, and looks after its rules when the engine comes back.
 async fn run_network(
-    config: AgentConfig,
+    shared: Shared,
     keeper: Arc<NodeKeeper>,
     nodes: Arc<Informer<Node>>,
     slot: watch::Sender<Option<Arc<dyn SandboxNetwork>>>,
-    tasks: TaskGroup,
 ) {
+    let Shared { config, tasks, .. } = &shared;
     let mut events = config.runtime.events();
-    let pod_cidr = pod_cidr(&config, &nodes).await;
+    let pod_cidr = pod_cidr(config, &nodes).await;
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let network = loop {
-        match start_network(&config, pod_cidr, &tasks).await {
+        match start_network(config, pod_cidr, tasks).await {
             Ok(network) => break network,
             Err(error) => {
                 tracing::warn!(%error, "the pod network is not there; trying again");
@@ -239,7 +270,7 @@ async fn run_network(
     };
     slot.send_replace(Some(Arc::clone(&network) as Arc<dyn SandboxNetwork>));
     keeper.set_network(None);
-    parts::start(&part_context(&config, pod_cidr, &network, &tasks));
+    parts::start(&part_context(&shared, pod_cidr, &network));
     while let Some(event) = events.next().await {
         match event {
             RuntimeEvent::Resync => {
@@ -253,7 +284,8 @@ async fn run_network(
     std::future::pending::<()>().await;
 }
 
-fn part_context(config: &AgentConfig, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>, tasks: &TaskGroup) -> PartContext {
+fn part_context(shared: &Shared, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>) -> PartContext {
+    let Shared { config, informers, tasks } = shared;
     let client = config.client.named("orch/network");
     PartContext {
         node: config.node_name.clone(),
@@ -264,7 +296,7 @@ fn part_context(config: &AgentConfig, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>,
         cluster_dns: config.cluster_dns,
         cluster_domain: config.cluster_domain.clone(),
         data_dir: config.data_dir.join("network"),
-        informers: Informers::new(tasks, client.clone()),
+        informers: informers.clone(),
         client,
         pods: Arc::clone(pods),
         clock: Arc::clone(&config.clock),

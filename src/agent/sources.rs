@@ -14,6 +14,8 @@ use crate::rt::TaskGroup;
 
 /// How long to wait for the API to show an object for the first time, where there is nothing to fall back to.
 pub const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long to wait for the API to show what is known from before a restart.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
 
 /// Tells the pod with this uid that something it refers to has changed.
 pub type Changed = Arc<dyn Fn(&str) + Send + Sync>;
@@ -52,9 +54,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Starts to watch Services, in tasks of `tasks`; the rest is watched when it is asked for.
-    pub fn new(tasks: &TaskGroup, client: Client, changed: Changed) -> Self {
-        let services = Informer::start(tasks, client.clone(), Scope::all());
+    /// All Services come from `services`; the rest is watched when it is asked for, in tasks of `tasks`.
+    pub fn new(tasks: &TaskGroup, client: Client, services: Arc<Informer<Service>>, changed: Changed) -> Self {
         Self {
             tasks: tasks.clone(),
             client,
@@ -113,8 +114,12 @@ impl Sources {
     /// # Errors
     /// As [`config_map`](Self::config_map).
     pub async fn services(&self, patience: Duration) -> Result<Vec<Arc<Service>>, SourceError> {
-        let synced = tokio::time::timeout(patience, self.services.synced()).await;
-        synced.map_err(|_| SourceError { kind: "services", name: "all".to_owned() })?;
+        // What was known before a restart does only while the API does not answer.
+        let patience = if self.services.is_synced() { SECOND_LOOK.min(patience) } else { patience };
+        let listed = tokio::time::timeout(patience, self.services.listed()).await;
+        if listed.is_err() && !self.services.is_synced() {
+            return Err(SourceError { kind: "services", name: "all".to_owned() });
+        }
         Ok(self.services.list())
     }
 

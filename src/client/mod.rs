@@ -27,6 +27,7 @@ pub mod informer;
 pub mod recorder;
 mod reflector;
 pub mod servers;
+mod snapshot;
 mod subscription;
 pub mod watch;
 

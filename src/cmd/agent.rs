@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::error::CmdError;
 use super::node::{self, NodeParts};
 use super::settings::AgentSettings;
 use super::token::Token;
 use super::{host, notify, run};
-use crate::agent::bootstrap::{self, JoinConfig, Joined};
+use crate::agent::bootstrap::{self, JoinConfig, JoinError, Joined};
 use crate::rt::clock::SharedClock;
-use crate::rt::{Backoff, SystemClock, TaskGroup};
+use crate::rt::{Backoff, SystemClock, TaskGroup, limits};
 
 /// Runs until a signal.
 ///
@@ -21,19 +23,31 @@ pub async fn run(settings: AgentSettings) -> Result<(), CmdError> {
         return Err(CmdError::NotRoot);
     }
     let tasks = TaskGroup::new();
-    tokio::select! {
+    let removed = tokio::select! {
         started = start(&settings, &tasks) => started?,
         stopped = run::until_stopped(&tasks) => return stopped,
-    }
+    };
     notify::send("READY=1");
-    run::until_stopped(&tasks).await
+    tokio::select! {
+        stopped = run::until_stopped(&tasks) => stopped,
+        () = removed.cancelled() => {
+            notify::send("STOPPING=1");
+            tasks.shutdown(limits::SHUTDOWN_GRACE).await;
+            Err(CmdError::Removed { name: name(&settings) })
+        }
+    }
 }
 
-async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
+fn name(settings: &AgentSettings) -> String {
+    settings.node.node_name.clone().unwrap_or_else(host::name)
+}
+
+/// Joins and starts the node; returns what is cancelled when it is removed from the cluster.
+async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<CancellationToken, CmdError> {
     let clock: SharedClock = Arc::new(SystemClock);
     let given = settings.token.as_deref().filter(|token| !token.is_empty());
     let token = given.map(Token::parse).transpose().map_err(CmdError::Setting)?;
-    let name = settings.node.node_name.clone().unwrap_or_else(host::name);
+    let name = name(settings);
     let node_ip = settings.node.node_ip.unwrap_or_else(host::address);
     let data_dir = settings.common.data_dir.join("agent");
     let config = JoinConfig {
@@ -47,6 +61,7 @@ async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdErr
     };
     let joined = join(config, tasks).await?;
     tracing::info!(server = settings.join.join(","), node = name, "joined");
+    let removed = joined.uplink.removed();
     let parts = NodeParts {
         settings: &settings.node,
         cluster: joined.cluster,
@@ -61,7 +76,8 @@ async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdErr
         client_ca_pem: joined.client_ca_pem,
         clock,
     };
-    node::start(parts, tasks).await
+    node::start(parts, tasks).await?;
+    Ok(removed)
 }
 
 /// Joins; a server that does not answer yet is asked again, for ever.
@@ -75,6 +91,7 @@ async fn join(config: JoinConfig, tasks: &TaskGroup) -> Result<Joined, CmdError>
                 tracing::warn!(error = %CmdError::Node(error.into()).report(), delay_ms = delay.as_millis(), "cannot join yet");
                 tokio::time::sleep(delay).await;
             }
+            Err(JoinError::Removed { name }) => return Err(CmdError::Removed { name }),
             Err(error) => return Err(CmdError::Node(error.into())),
         }
     }

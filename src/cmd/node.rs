@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::certificates;
 use super::error::CmdError;
+use super::installed::{Installed, NodeLock};
 use super::settings::NodeSettings;
 use crate::agent::bootstrap::ClusterFacts;
 use crate::agent::image::collect::Thresholds;
@@ -17,7 +18,7 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig};
+use crate::agent::{Agent, AgentConfig, Amounts, EvictionThresholds, Reserve};
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -28,8 +29,6 @@ use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, files, random};
 
 const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
-/// Pods a node takes; as upstream.
-const MAX_PODS: u32 = 110;
 
 /// What a node is made of.
 pub struct NodeParts<'a> {
@@ -58,6 +57,7 @@ pub struct NodeParts<'a> {
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
     let host = docker_host(settings.docker_host.as_deref());
+    let lock = hold(&parts, &host)?;
     let owner = owner(&parts.data_dir)?;
     let docker =
         Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
@@ -67,12 +67,14 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
+    let static_pods_dir = settings.pod_manifest_path.clone().unwrap_or_else(|| parts.data_dir.join("static"));
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
     let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
         storage_dir: storage_dir(settings, &parts.data_dir)?,
+        external_ip: settings.node_external_ip,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
         taints: taints(&settings.node_taint)?,
@@ -85,7 +87,10 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         owner,
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
-        max_pods: MAX_PODS,
+        max_pods: settings.max_pods,
+        reserve: reserve(settings)?,
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
+        static_pods_dir,
         client: parts.client,
         runtime: Arc::clone(&runtime),
         clock: parts.clock,
@@ -97,7 +102,10 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         let targets = NodeTargets { names, kubelet_port, kubelet, tls, pods, tasks: tasks.child() };
         tasks.critical("tunnels", tunnel::run(uplink, Arc::new(targets)));
     }
-    tasks.critical("node listener", server.serve(listener));
+    tasks.critical("node listener", async move {
+        server.serve(listener).await;
+        drop(lock);
+    });
     Ok(())
 }
 
@@ -106,6 +114,15 @@ fn storage_dir(settings: &NodeSettings, data_dir: &Path) -> Result<PathBuf, CmdE
     let beside = data_dir.parent().unwrap_or(data_dir).join("storage");
     let path = settings.default_local_storage_path.clone().unwrap_or(beside);
     std::path::absolute(&path).map_err(|source| CmdError::DataDir { path, source })
+}
+
+fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {
+    let wrong = |flag: &'static str| move |why: String| CmdError::Setting(format!("--{flag}: {why}"));
+    Ok(Reserve {
+        system: Amounts::parse(&settings.system_reserved).map_err(wrong("system-reserved"))?,
+        kube: Amounts::parse(&settings.kube_reserved).map_err(wrong("kube-reserved"))?,
+        eviction_hard: EvictionThresholds::parse(&settings.eviction_hard).map_err(wrong("eviction-hard"))?,
+    })
 }
 
 /// Where the engine is: as given, as Docker's own client finds it, or where it usually is.
@@ -122,6 +139,20 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
         )));
     }
     Ok(Thresholds { high_percent, low_percent })
+}
+
+/// Takes the data directory for this process, and notes what `orch uninstall` must know.
+fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> {
+    let path = &parts.data_dir;
+    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
+    let lock = NodeLock::take(path).map_err(unusable)?;
+    let lock = lock.ok_or_else(|| {
+        CmdError::Setting(format!("the data directory {} is in use by another orch; --data-dir names another", path.display()))
+    })?;
+    let cluster_cidr = parts.cluster.cluster_cidr.to_string();
+    let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
+    installed.write(path).map_err(unusable)?;
+    Ok(lock)
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

@@ -1,10 +1,12 @@
 //! `orch server`: store, API server, controllers, scheduler and, unless told otherwise, a node, in one process.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,13 +17,15 @@ use super::node::{self, NodeParts};
 use super::settings::{Component, ServerSettings};
 use super::signer::CaSigner;
 use super::token::Token;
+use super::tokens::CLUSTER_TOKEN;
 use super::{host, notify, run};
 use crate::admission::{Chain, TolerationSeconds};
+use crate::agent::bootstrap as bootstrap_agent;
 use crate::auth::authn::StaticToken;
 use crate::auth::{Authorizer, UserInfo};
-use crate::client::informer::Informers;
+use crate::client::informer::{Change, Informer, Informers, Scope};
 use crate::client::kubeconfig::Kubeconfig;
-use crate::controllers::{self, ControllerConfig};
+use crate::controllers::{self, ControllerConfig, node_identity};
 use crate::http::listener::Listener;
 use crate::http::tls::{ClientTls, Trust};
 use crate::kinds::Kinds;
@@ -30,7 +34,7 @@ use crate::registry::{Reader, Registry};
 use crate::rt::clock::SharedClock;
 use crate::rt::{SystemClock, TaskGroup};
 use crate::scheduler::{self, SchedulerConfig};
-use crate::server::{Server, ServerConfig, ServerParts, bootstrap};
+use crate::server::{Server, ServerConfig, ServerParts, bootstrap, identities};
 use crate::store::Store;
 use crate::store::raft::{OpenOptions, RaftStore};
 
@@ -73,6 +77,8 @@ async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdEr
     tasks.critical("api server identity", bootstrap::identity::follow(Arc::clone(&server), tasks.token()));
     parts.write_kubeconfig()?;
     lead(&server, &parts, tasks);
+    tasks.critical("node identities", identities::run(Arc::clone(&server)));
+    parts.keep_token(&server, tasks);
     tracing::info!(address = %parts.addresses.api, kubeconfig = %settings.write_kubeconfig.display(), "the API server is ready");
     if !settings.disable_agent {
         parts.start_node(&server, tasks).await?;
@@ -186,12 +192,14 @@ impl Parts<'_> {
     async fn start_node(&self, server: &Arc<Server>, tasks: &TaskGroup) -> Result<(), CmdError> {
         let node = &self.settings.node;
         let name = node.node_name.clone().unwrap_or_else(host::name);
+        let data_dir = self.settings.common.data_dir.join("agent");
+        own_name(server, &name, &data_dir).await?;
         let user = UserInfo::new(&format!("system:node:{name}"), &["system:nodes"]);
         let sans = vec![name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
         let parts = NodeParts {
             settings: node,
             cluster: self.settings.cluster.facts(),
-            data_dir: self.settings.common.data_dir.join("agent"),
+            data_dir,
             bind_address: self.settings.bind_address,
             node_ip: self.addresses.node,
             is_control_plane: true,
@@ -204,6 +212,49 @@ impl Parts<'_> {
         };
         node::start(parts, tasks).await
     }
+}
+
+impl Parts<'_> {
+    /// Keeps `DATA_DIR/token` what the cluster's token is: `orch token rotate` may change it on any server.
+    fn keep_token(&self, server: &Arc<Server>, tasks: &TaskGroup) {
+        let user = UserInfo::new("system:apiserver", &["system:masters"]);
+        let query = format!("fieldSelector=metadata.name%3D{CLUSTER_TOKEN}");
+        let scope = Scope { namespace: "kube-system".to_owned(), query };
+        let secrets = Informer::<Secret>::start(tasks, Loopback::client(server, user, "orch/token"), scope);
+        let (path, hash) = (self.settings.common.data_dir.join("token"), self.roots.server_ca.fingerprint().to_owned());
+        let token = tasks.token();
+        tasks.critical("token file", async move {
+            let mut changes = secrets.subscribe();
+            while let Some(Some(change)) = token.run_until_cancelled(changes.next()).await {
+                let Change::Applied { new, .. } = change else { continue };
+                let data = new.data.as_ref().and_then(|data| data.get("token"));
+                let Some(secret) = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()) else { continue };
+                if let Err(error) = Token::of_server(&path, Some(secret), &hash) {
+                    tracing::error!(error, "the changed token was not written");
+                }
+            }
+        });
+    }
+}
+
+/// Makes sure that the name of this server's own node is this machine's.
+async fn own_name(server: &Arc<Server>, name: &str, data_dir: &Path) -> Result<(), CmdError> {
+    let password = bootstrap_agent::node_password(data_dir).map_err(|error| CmdError::Node(error.into()))?;
+    let hash = pki::hex(ring::digest::digest(&ring::digest::SHA256, password.as_bytes()).as_ref());
+    let user = UserInfo::new("system:apiserver", &["system:masters"]);
+    let client = Loopback::client(server, user, "orch/node-identity");
+    match client.create(&node_identity::secret(name, &hash)).await {
+        Err(error) if error.is_already_exists() => {}
+        created => return created.map(drop).map_err(CmdError::Api),
+    }
+    let kept: Secret = client.get("kube-system", &node_identity::secret_name(name)).await?;
+    if node_identity::hash_of(&kept) == hash {
+        return Ok(());
+    }
+    Err(CmdError::Setting(format!(
+        "the node name {name:?} is taken by another machine. Give this one another name (--node-name), or, if that machine is gone or was \
+         installed anew, free the name with `orch node replace {name}` and start again"
+    )))
 }
 
 /// Runs controllers and scheduler while this server is the leader: no leases, and a new leader starts them at once.

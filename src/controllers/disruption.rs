@@ -67,9 +67,10 @@ fn zone_of(node: &Node) -> String {
     format!("{}:{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
 }
 
-fn is_ready(node: &Node) -> bool {
+/// `None`: a node that was just made has said nothing yet.
+fn is_ready(node: &Node) -> Option<bool> {
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.find(|condition| condition.type_ == "Ready").map(|ready| ready.status == "True")
 }
 
 impl Disruption {
@@ -78,12 +79,17 @@ impl Disruption {
         self.zones.clear();
         for node in nodes {
             let zone = self.zones.entry(zone_of(node)).or_default();
-            if is_ready(node) { zone.ready += 1 } else { zone.lost += 1 }
+            match is_ready(node) {
+                Some(true) => zone.ready += 1,
+                Some(false) => zone.lost += 1,
+                None => {}
+            }
         }
         let was_total = self.is_total;
         self.is_total = !self.zones.is_empty() && self.zones.values().all(|zone| zone.state() == State::Full);
-        if self.is_total && !was_total {
-            tracing::warn!("all nodes seem to be lost: no pod is evicted");
+        let lost: usize = self.zones.values().map(|zone| zone.lost).sum();
+        if self.is_total && !was_total && lost > 1 {
+            tracing::warn!(lost, "all nodes seem to be lost: no pod is evicted");
         }
         if was_total && !self.is_total {
             // The nodes that are still silent get the time that they would have had.

@@ -22,12 +22,14 @@ mod certificates;
 mod cluster_role_aggregation;
 mod deployment;
 mod disruption;
+mod disruption_budget;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
 mod metadata;
 mod metrics;
 mod namespace;
+pub mod node_identity;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
@@ -54,12 +56,14 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
+    ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),
     ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("localpathprovisioner", volume::local_path),
     ("namespace", namespace::namespace),
+    ("nodeidentity", node_identity::node_identity),
     ("nodeipam", node_ipam::node_ipam),
     ("nodelifecycle", node_lifecycle::node_lifecycle),
     ("persistentvolumebinder", volume::binder),
@@ -155,12 +159,23 @@ pub trait Signer: Send + Sync + 'static {
     /// What is wrong with the request.
     fn subject(&self, request_pem: &str) -> Result<RequestSubject, String>;
 
-    /// Signs a request for a signer (`kubernetes.io/kube-apiserver-client-kubelet`) and returns the chain in PEM; `lifetime` is
-    /// what the requester asked for.
+    /// Signs a request for a signer (`kubernetes.io/kube-apiserver-client-kubelet`) and returns the chain in PEM.
     ///
     /// # Errors
     /// Why it cannot be signed.
-    fn sign(&self, signer: &str, request_pem: &str, usages: &[String], lifetime: Option<Duration>) -> Result<String, String>;
+    fn sign(&self, request: &SigningOrder<'_>) -> Result<String, String>;
+}
+
+/// What is to be signed.
+#[derive(Debug, Clone, Copy)]
+pub struct SigningOrder<'a> {
+    pub signer: &'a str,
+    pub request_pem: &'a str,
+    pub usages: &'a [String],
+    /// What the requester asked for.
+    pub lifetime: Option<Duration>,
+    /// The identity that the certificate is bound to; "" for none.
+    pub uid: &'a str,
 }
 
 /// What a certificate request says of its subject.

@@ -336,7 +336,7 @@ impl Controller for NodeLifecycle {
         let (evict, wait) = self.evict(&node);
         if let Some(taints) = taints(&node, evict, now) {
             let meta = json!({"resourceVersion": node.metadata.resource_version, "uid": node.metadata.uid});
-            let patch = json!({"metadata": meta, "spec": {"taints": taints}});
+            let patch = json!({"metadata": meta, "spec": {"taints": (!taints.is_empty()).then_some(taints)}});
             self.client.patch::<Node>("", node.name(), None, PatchKind::Merge, &patch).await?;
         }
         let again = if patience.is_zero() { self.grace } else { patience };

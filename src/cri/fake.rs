@@ -264,6 +264,10 @@ impl ExecControl for FakeExec {
         Ok(())
     }
 
+    async fn kill(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn exit_code(&self) -> Result<i32, RuntimeError> {
         Ok(self.exit_code)
     }
@@ -283,6 +287,7 @@ impl Runtime for Fake {
             cgroup_version: 2,
             root_dir: "/nonexistent".into(),
             can_lower_oom_score: true,
+            ..RuntimeInfo::default()
         })
     }
 

@@ -8,12 +8,13 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
 mod attach;
+mod dns;
 mod firewall;
 pub mod ipam;
 mod netns;
@@ -21,6 +22,7 @@ pub mod nft;
 mod overlay;
 pub mod parts;
 mod policy;
+mod proxy;
 mod traffic;
 
 pub use netns::connect;
@@ -29,13 +31,15 @@ pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
 use firewall::Firewall;
+use firewall::watch::Watch;
 use ipam::Ipam;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use policy::{Gate, Mode, PodFacts};
 use rtnetlink::Handle;
+use tokio::sync::Notify;
 
-use crate::rt::TaskGroup;
+use crate::rt::{Backoff, TaskGroup};
 
 /// What can go wrong with a pod's network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,8 +93,8 @@ pub struct ExistingPod {
     pub sandbox_pid: u32,
 }
 
-/// How often the rules are looked after; Docker removes them when it makes its own anew.
-const RULES_INTERVAL: Duration = Duration::from_secs(60);
+/// Rules change in bursts: Docker sets many when it starts.
+const RULES_SETTLE: Duration = Duration::from_millis(100);
 
 /// A netlink socket; its work runs in `tasks`.
 fn open(tasks: &TaskGroup) -> Result<Handle, NetworkError> {
@@ -113,6 +117,10 @@ pub struct PodNetwork {
     mtu: AtomicU32,
     host: Handle,
     firewall: Firewall,
+    rules_wanted: Notify,
+    rules_missing: AtomicBool,
+    /// Whether everything was taken away: nothing may be set any more.
+    rules_gone: tokio::sync::Mutex<bool>,
     pub(in crate::network) gate: Gate,
     tasks: TaskGroup,
 }
@@ -127,15 +135,33 @@ impl PodNetwork {
         let host = open(tasks)?;
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let (mtu, gate) = (AtomicU32::new(config.mtu), Gate::new());
-        let network = Arc::new(Self { config, ipam, mtu, host, firewall, gate, tasks: tasks.clone() });
+        let network = Arc::new(Self {
+            mtu: AtomicU32::new(config.mtu),
+            config,
+            ipam,
+            host,
+            firewall,
+            rules_wanted: Notify::new(),
+            rules_missing: AtomicBool::new(false),
+            rules_gone: tokio::sync::Mutex::default(),
+            gate: Gate::new(),
+            tasks: tasks.clone(),
+        });
+        let mut watch = Watch::open(&network.firewall).await;
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
+            let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
             loop {
                 tokio::select! {
                     () = token.cancelled() => return,
-                    () = tokio::time::sleep(RULES_INTERVAL) => watched.ensure_rules().await,
+                    () = watch.changed(&watched.firewall) => tokio::time::sleep(RULES_SETTLE).await,
+                    () = watched.rules_wanted.notified() => {}
+                    () = tokio::time::sleep(backoff.next_delay()), if watched.rules_missing.load(Ordering::Relaxed) => {}
+                }
+                watched.ensure_rules().await;
+                if !watched.rules_missing.load(Ordering::Relaxed) {
+                    backoff.reset();
                 }
             }
         });
@@ -150,8 +176,22 @@ impl PodNetwork {
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
     pub async fn ensure_rules(&self) {
-        if let Err(error) = self.firewall.ensure().await {
+        let gone = self.rules_gone.lock().await;
+        if *gone {
+            return;
+        }
+        let result = self.firewall.ensure().await;
+        drop(gone);
+        self.rules_missing.store(result.is_err(), Ordering::Relaxed);
+        if let Err(error) = result {
             tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
+        }
+    }
+
+    /// The addresses of nodes that know the way back to this node's pods: they see a pod's own address.
+    pub(crate) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) {
+        if self.firewall.set_nodes(nodes) {
+            self.rules_wanted.notify_one();
         }
     }
 
@@ -245,9 +285,11 @@ impl PodNetwork {
     /// # Errors
     /// The first step that failed.
     pub async fn cleanup(&self) -> Result<(), NetworkError> {
+        *self.rules_gone.lock().await = true;
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
+        dns::address::cleanup(&self.host, &self.config.node).await?;
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
         let removed = policy::remove(&self.config.node).await;

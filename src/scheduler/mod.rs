@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::client::informer::{Change, Informers, Subscription};
+use crate::kinds::core::pod::resources;
 use crate::rt::TaskGroup;
 use crate::rt::clock::{self, SharedClock};
 
@@ -18,7 +19,6 @@ mod bind;
 pub mod filter;
 pub mod pod_info;
 pub mod queue;
-pub mod resources;
 pub mod score;
 pub mod snapshot;
 pub mod verdict;

@@ -25,6 +25,7 @@ pub mod discovery;
 pub mod filters;
 pub mod handlers;
 pub mod health;
+pub mod identities;
 pub mod negotiate;
 pub mod node;
 pub mod nonresource;
@@ -117,6 +118,8 @@ pub struct Server {
     pub nodes: node::Nodes,
     /// The connections that nodes have opened.
     pub tunnels: Arc<tunnel::Tunnels>,
+    /// What ends with the identity of a node.
+    pub identities: identities::Identities,
     pub health: health::Health,
     pub clock: SharedClock,
     /// Watches and tunnels end with its token.
@@ -153,6 +156,7 @@ impl Server {
             authenticator: Authenticator::new(authn),
             nodes: node::Nodes::new(node_tls, Arc::clone(&tunnels) as Arc<_>, tasks.clone()),
             tunnels,
+            identities: identities::Identities::default(),
             inflight: filters::inflight::Inflight::default(),
             registry,
             authorizer,

@@ -5,6 +5,7 @@
 
 mod api;
 mod client;
+mod dns;
 mod pods;
 mod server;
 
@@ -13,8 +14,14 @@ use server::Server;
 /// Name of a group of figures, and what measures it.
 type Group = (&'static str, fn(&Runtime));
 
-const GROUPS: &[Group] =
-    &[("size", server::size), ("start", server::start), ("idle", server::idle), ("api", api::run), ("pods", pods::run)];
+const GROUPS: &[Group] = &[
+    ("size", server::size),
+    ("start", server::start),
+    ("idle", server::idle),
+    ("api", api::run),
+    ("pods", pods::run),
+    ("dns", dns::run),
+];
 
 pub struct Runtime(tokio::runtime::Runtime);
 

@@ -113,7 +113,7 @@ fn the_agent_goes_on_without_the_server() {
     agent.wait_ready(&kubectl, "Ready");
     kubectl.run(["create", "secret", "generic", "key", "--from-literal=word=hush"]);
     kubectl.run(["create", "configmap", "settings", "--from-literal=colour=blue"]);
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: app, labels: {app: app}}\nspec:\n  containers:\n  - name: c\n    image: busybox\n    command: [sh, -c, 'touch /tmp/up; exec sleep 100000']\n    env:\n    - {name: WORD, valueFrom: {secretKeyRef: {name: key, key: word}}}\n    - {name: COLOUR, valueFrom: {configMapKeyRef: {name: settings, key: colour}}}\n    readinessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 1}\n    volumeMounts: [{name: key, mountPath: /key}, {name: settings, mountPath: /settings}]\n  volumes:\n  - {name: key, secret: {secretName: key}}\n  - {name: settings, configMap: {name: settings}}\n  terminationGracePeriodSeconds: 1\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: app, labels: {app: app}}\nspec:\n  containers:\n  - name: c\n    image: busybox\n    imagePullPolicy: IfNotPresent\n    command: [sh, -c, 'touch /tmp/up; exec sleep 100000']\n    env:\n    - {name: WORD, valueFrom: {secretKeyRef: {name: key, key: word}}}\n    - {name: COLOUR, valueFrom: {configMapKeyRef: {name: settings, key: colour}}}\n    readinessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 1}\n    volumeMounts: [{name: key, mountPath: /key}, {name: settings, mountPath: /settings}]\n  volumes:\n  - {name: key, secret: {secretName: key}}\n  - {name: settings, configMap: {name: settings}}\n  terminationGracePeriodSeconds: 1\n";
     kubectl.manifest(&["apply"], pod).unwrap();
     kubectl.run(["wait", "--for=condition=Ready", "pod/app", "--timeout=60s"]);
     let known = "echo $WORD $COLOUR $(cat /key/word /settings/colour) $(ls /var/run/secrets/kubernetes.io/serviceaccount/token)";
@@ -168,7 +168,7 @@ fn pods_of_a_lost_node_run_elsewhere() {
     let (mut lost, stays) = (Agent::join(&cluster, "lost"), Agent::join(&cluster, "stays"));
     lost.wait_ready(&kubectl, "Ready");
     stays.wait_ready(&kubectl, "Ready");
-    let web = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 4\n  selector: {matchLabels: {app: web}}\n  template:\n    metadata: {labels: {app: web}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{name: c, image: busybox, command: [sleep, '100000']}]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
+    let web = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 4\n  selector: {matchLabels: {app: web}}\n  template:\n    metadata: {labels: {app: web}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '100000']}]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
     kubectl.manifest(&["apply"], web).unwrap();
     kubectl.run(["rollout", "status", "deploy/web", "--timeout=60s"]);
     let on_lost = lost.running("c");
@@ -203,9 +203,11 @@ fn pods_of_a_lost_node_run_elsewhere() {
         let taints = kubectl.jsonpath(&["node", &lost.name], "{.spec.taints}");
         if taints.is_empty() { Ok(()) } else { Err(taints) }
     });
-    assert_eq!(kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.deletionTimestamp}"), "");
+    wait_for("the old pods to be gone from the API", MINUTE, || {
+        let leaving = kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.deletionTimestamp}");
+        if leaving.is_empty() { Ok(()) } else { Err(leaving) }
+    });
     assert_eq!(stays.running("c").len(), 4);
-    // A node that is removed for good: its pods are collected.
     kubectl.run(["delete", "deploy", "web"]);
 }
 
@@ -215,7 +217,7 @@ fn a_node_that_returns_in_time_keeps_its_pods() {
     let kubectl = cluster.kubectl("1.33");
     let mut agent = Agent::join(&cluster, "one");
     agent.wait_ready(&kubectl, "Ready");
-    let web = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec:\n  containers: [{name: c, image: busybox, command: [sleep, '100000']}]\n  terminationGracePeriodSeconds: 1\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
+    let web = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec:\n  containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '100000']}]\n  terminationGracePeriodSeconds: 1\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
     kubectl.manifest(&["apply"], web).unwrap();
     kubectl.run(["wait", "--for=condition=Ready", "pod/web", "--timeout=60s"]);
     let before = agent.running("c");

@@ -5,11 +5,13 @@ mod support;
 
 mod away;
 mod csi;
+mod dns;
 mod engine;
 mod figures;
 mod healing;
 mod images;
 mod join;
+mod podlife;
 mod quickstart;
 mod services;
 mod storage;

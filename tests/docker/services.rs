@@ -44,7 +44,7 @@ fn endpoints_and_slices_follow_pods() {
         "endpoint-controller"
     );
     kubectl.run(["scale", "deploy/web", "--replicas=0"]);
-    wait_get(&kubectl, slice, "{.items[*].endpoints}", "");
+    wait_get(&kubectl, slice, "{.items[*].endpoints}", "[]");
     assert_eq!(get(&kubectl, slice, "{.items[*].kind}"), "EndpointSlice", "the placeholder stays");
     kubectl.run(["delete", "service", "web"]);
     wait_get(&kubectl, slice, "{.items}", "[]");

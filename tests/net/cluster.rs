@@ -65,6 +65,11 @@ impl NetCluster {
         format!("https://{}:6443", self.hosts.all[0].ip)
     }
 
+    /// The range of all pods.
+    pub fn cluster_cidr(&self) -> String {
+        format!("10.{}.0.0/16", 100 + self.hosts.slot.number)
+    }
+
     fn token(&self) -> String {
         fs::read_to_string(self.data(0).join("token")).unwrap().trim().to_owned()
     }
@@ -75,17 +80,13 @@ impl NetCluster {
             0 => vec![
                 "server".to_owned(),
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
+                format!("--cluster-cidr={}", self.cluster_cidr()),
                 format!("--service-cidr=10.{}.0.0/16", 160 + number),
+                format!("--cluster-cidr={}", self.cluster_cidr()),
             ],
-            _ => vec![
-                "agent".to_owned(),
-                format!("--join={}", self.url()),
-                format!("--token={}", self.token()),
-                format!("--service-cidr=10.{}.0.0/16", 160 + number),
-            ],
+            _ => vec!["agent".to_owned(), format!("--join={}", self.url()), format!("--token={}", self.token())],
         };
         flags.extend([
-            format!("--cluster-cidr=10.{}.0.0/16", 100 + number),
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),

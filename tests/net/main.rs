@@ -7,4 +7,8 @@ mod cluster;
 mod hosts;
 
 mod bringup;
+mod failure;
 mod overlay;
+mod policy;
+mod rules;
+mod services;

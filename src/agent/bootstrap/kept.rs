@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
-use ring::digest::{SHA256, digest};
 
 use super::JoinError;
+use crate::http::tls;
 use crate::pki::{Certificate, Identity, hex, pem_blocks};
 use crate::rt::{files, random};
 
@@ -117,7 +117,7 @@ impl Kept {
     /// Whether they can be used: valid now, of this node, and of the cluster whose CA has this hash, if one is given.
     pub(super) fn serves(&self, node: &str, ca_fingerprint: Option<&str>, now: Timestamp) -> bool {
         let is_ours = first(&self.client).is_some_and(|certificate| certificate.common_name == format!("system:node:{node}"));
-        let of_cluster = ca_fingerprint.is_none_or(|wanted| fingerprint(&self.server_ca_pem).as_deref() == Some(wanted));
+        let of_cluster = ca_fingerprint.is_none_or(|wanted| tls::fingerprint(&self.server_ca_pem).as_deref() == Some(wanted));
         is_ours && of_cluster && is_valid(&self.client, now) && is_valid(&self.serving, now)
     }
 }
@@ -125,12 +125,6 @@ impl Kept {
 fn first(identity: &Identity) -> Option<Certificate> {
     let blocks = pem_blocks(&identity.chain_pem, "CERTIFICATE").ok()?;
     Certificate::parse(blocks.first()?).ok()
-}
-
-fn fingerprint(ca_pem: &str) -> Option<String> {
-    let blocks = pem_blocks(ca_pem, "CERTIFICATE").ok()?;
-    let certificate = Certificate::parse(blocks.first()?).ok()?;
-    Some(hex(digest(&SHA256, &certificate.public_key).as_ref()))
 }
 
 fn is_valid(identity: &Identity, now: Timestamp) -> bool {

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use super::facts::{Capacity, architecture};
 use crate::agent::AgentConfig;
+use crate::agent::pod::resources::GPU;
+use crate::api::quantity::{Format, Quantity};
 use crate::kinds::storage::local_path;
 
 /// Whether the node can run pods.
@@ -83,20 +85,22 @@ pub struct StatusInput<'a> {
 /// The status of the node.
 pub fn status(input: StatusInput<'_>) -> NodeStatus {
     let StatusInput { config, capacity, info, health, images, known, now } = input;
-    let amounts: BTreeMap<String, Typed> = [
-        ("cpu", capacity.cpus.to_string()),
-        ("memory", format!("{}Ki", capacity.memory_bytes >> 10)),
-        ("ephemeral-storage", format!("{}Ki", capacity.ephemeral_storage_bytes >> 10)),
-        ("pods", config.max_pods.to_string()),
-    ]
-    .into_iter()
-    .map(|(name, text)| (name.to_owned(), Typed(text)))
-    .collect();
+    let allocatable = config.reserve.allocatable(&capacity);
+    let (capacity, allocatable) = with_foreign(amounts(config, &capacity), amounts(config, &allocatable), known);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
-        addresses: Some(vec![address("InternalIP", config.node_ip.to_string()), address("Hostname", config.node_name.clone())]),
-        allocatable: Some(amounts.clone()),
-        capacity: Some(amounts),
+        addresses: Some(
+            [
+                Some(address("InternalIP", config.node_ip.to_string())),
+                config.external_ip.map(|ip| address("ExternalIP", ip.to_string())),
+                Some(address("Hostname", config.node_name.clone())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        ),
+        allocatable: Some(allocatable),
+        capacity: Some(capacity),
         conditions: Some(conditions(health, known, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
@@ -105,6 +109,36 @@ pub fn status(input: StatusInput<'_>) -> NodeStatus {
         node_info: Some(info),
         ..known.clone()
     }
+}
+
+fn amounts(config: &AgentConfig, capacity: &Capacity) -> BTreeMap<String, Typed> {
+    let table = [
+        ("cpu", Quantity::from_milli(capacity.cpu_milli, Format::DecimalSi).to_string()),
+        ("memory", format!("{}Ki", capacity.memory_bytes >> 10)),
+        ("ephemeral-storage", format!("{}Ki", capacity.ephemeral_storage_bytes >> 10)),
+        ("pods", config.max_pods.to_string()),
+    ];
+    let huge = capacity.huge_pages.iter().map(|(name, bytes)| (name.clone(), format!("{}Ki", bytes >> 10)));
+    let gpus = (capacity.gpus > 0).then(|| (GPU.to_owned(), capacity.gpus.to_string()));
+    let own = table.into_iter().map(|(name, text)| (name.to_owned(), text)).chain(huge).chain(gpus);
+    // In the API server's own form, so that what comes back is no change.
+    own.map(|(name, text)| (name, Quantity::parse(&text).map_or(Typed(text), Quantity::to_typed))).collect()
+}
+
+/// Adds the resources that others have put into the status: extended resources, as an administrator or a device plugin does.
+fn with_foreign(
+    mut capacity: BTreeMap<String, Typed>,
+    mut allocatable: BTreeMap<String, Typed>,
+    known: &NodeStatus,
+) -> (BTreeMap<String, Typed>, BTreeMap<String, Typed>) {
+    for (name, amount) in known.capacity.iter().flatten().filter(|(name, _)| name.contains('/') && *name != GPU) {
+        let at_most =
+            |given: &&Typed| Quantity::try_from(*given).ok().zip(Quantity::try_from(amount).ok()).is_some_and(|(a, b)| a <= b);
+        let given = known.allocatable.as_ref().and_then(|amounts| amounts.get(name)).filter(at_most);
+        allocatable.insert(name.clone(), given.unwrap_or(amount).clone());
+        capacity.insert(name.clone(), amount.clone());
+    }
+    (capacity, allocatable)
 }
 
 fn conditions(health: &Health, known: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {

@@ -7,15 +7,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Node, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
+use serde_json::json;
 
 use super::endpoints::SERVICE_NAME;
-use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
+use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches};
 use crate::client::informer::Informer;
 use crate::client::recorder::{EventType, Recorder, reference};
-use crate::client::{Cached, Client, ObjectKey};
+use crate::client::{Cached, Client, ObjectKey, PatchKind};
 
 mod plan;
 
@@ -98,10 +99,13 @@ impl ServiceLb {
             (true, false) if !outcome.is_balanced => event("DeletingLoadBalancer", "Deleting load balancer"),
             _ => {}
         }
-        let balancer = LoadBalancerStatus { ingress: has.then_some(wanted) };
-        let before = service.status.clone().unwrap_or_default();
-        let status = ServiceStatus { load_balancer: Some(balancer), ..before.clone() };
-        status::write(&self.client, service, Some(&before), &status).await?;
+        // Written out: a merge patch with an empty map would leave what is there.
+        let meta = &service.metadata;
+        let patch = json!({
+            "metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid},
+            "status": {"loadBalancer": {"ingress": has.then_some(wanted)}},
+        });
+        self.client.patch::<Service>(service.namespace(), service.name(), Some("status"), PatchKind::Merge, &patch).await?;
         match (had, has) {
             (false, true) => event("EnsuredLoadBalancer", "Ensured load balancer"),
             (true, false) if !outcome.is_balanced => event("DeletedLoadBalancer", "Deleted load balancer"),

@@ -1,7 +1,8 @@
 //! The part of a node that enforces network policies: reads the API through informers, asks the planner, tells the kernel.
 //!
-//! Until the API has been read, what was last known is enforced; with nothing known, what the kernel holds stays as it is and new
-//! pods wait at the gate. While the API is away the rules stay. Bursts of changes are gathered into one transaction.
+//! Until the API has been read, what the kernel holds stays as it is; if a new pod waits meanwhile, or the table is damaged, what was
+//! last known is enforced, and with nothing known the pod waits on. While the API is away the rules stay. Bursts of changes are
+//! gathered into one transaction.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -29,8 +30,10 @@ use crate::rt::{Backoff, TaskGroup};
 const API_ANSWERS: Duration = Duration::from_secs(3);
 /// Shortest time between two transactions: what comes meanwhile is gathered.
 const GATHER: Duration = Duration::from_millis(10);
-/// Time until changes are noted on disk, and the shortest between two notes.
-const NOTE: Duration = Duration::from_secs(10);
+/// Time until a change is noted on disk, so that those that belong together are one note.
+const NOTE: Duration = Duration::from_millis(200);
+/// Shortest time between two notes.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Enforces until it is dropped.
 pub(in crate::network) fn run(context: PartContext) -> BoxFuture<'static, ()> {
@@ -103,7 +106,7 @@ impl Part {
         let mut kernel = self.open_kernel().await;
         let mut inputs = Inputs::start(&group, self);
         let cluster_cidr = self.context.cluster_cidr;
-        let mut session = Session { next: Some(Planner::new(cluster_cidr)), ..Session::default() };
+        let mut session = Session { next: Some(Planner::new(cluster_cidr)), rebuild: true, ..Session::default() };
         if let Some(known) = known {
             let mut planner = Planner::new(cluster_cidr);
             known.teach(&mut planner);
@@ -117,13 +120,14 @@ impl Part {
             }
             let touched = gate.take();
             session.take_local(touched);
-            if session.active.is_some() && kernel.flush(&mut session, gate).await {
+            session.is_urgent |= gate.is_waited_at();
+            if session.is_due() && kernel.flush(&mut session, gate).await {
                 noted.notify_one();
             }
             tokio::select! {
                 () = inputs.wait(&mut session) => {}
                 () = gate.touched() => {}
-                () = kernel.disturbed() => session.rebuild = true,
+                () = kernel.disturbed() => (session.rebuild, session.is_urgent) = (true, true),
             }
             tokio::time::sleep_until(kernel.last + GATHER).await;
         }
@@ -167,6 +171,8 @@ struct Session {
     read: [bool; 3],
     /// Whether the kernel's table must be made anew.
     rebuild: bool,
+    /// Whether what was last known is better than what the kernel holds.
+    is_urgent: bool,
     /// Pods that came, and whose rules are not in force yet.
     arriving: Vec<(Box<str>, Option<Local>)>,
     /// What came in while waiting.
@@ -176,6 +182,11 @@ struct Session {
 }
 
 impl Session {
+    /// Whether the kernel should hold what the active planner says: what comes from the API, or what was last known if need be.
+    fn is_due(&self) -> bool {
+        self.active.is_some() && (self.next.is_none() || self.is_urgent)
+    }
+
     /// The planner that learns from the API.
     fn learner(&mut self) -> Option<&mut Planner> {
         self.next.as_mut().or(self.active.as_mut())
@@ -288,11 +299,12 @@ impl Inputs {
             let noting = async {
                 loop {
                     changed.notified().await;
+                    tokio::time::sleep(NOTE).await;
                     if policies.is_synced() && namespaces.is_synced() && pods.is_synced() {
                         let known = Known { policies: policies.list(), namespaces: namespaces.list(), pods: pods.list() };
                         known.save(file.clone()).await;
                     }
-                    tokio::time::sleep(NOTE).await;
+                    tokio::time::sleep(NOTE_INTERVAL).await;
                 }
             };
             token.run_until_cancelled(noting).await;

@@ -46,7 +46,9 @@ pub async fn follow(server: Arc<Server>, token: CancellationToken) {
 /// Registers this server once and sets the endpoints: the last step of the bootstrap.
 pub(super) async fn register(server: &Arc<Server>) -> Result<(), ApiError> {
     let mut keeper = Keeper { server: Arc::clone(server), seen: HashMap::new() };
-    keeper.renew().await?;
+    if !keeper.is_registered() {
+        keeper.renew().await?;
+    }
     keeper.settle().await
 }
 
@@ -117,6 +119,17 @@ impl Keeper {
         if let Err(error) = outcome {
             tracing::warn!(%error, "{what}; trying again");
         }
+    }
+
+    /// Whether this server's Lease was renewed just now: a new leader that registers again has nothing to write.
+    fn is_registered(&self) -> bool {
+        let (registry, name) = (&self.server.registry, lease_name(self.server.config.advertise));
+        let kind = registry.kinds().find("coordination.k8s.io", "v1", "leases");
+        let lease = kind.and_then(|kind| registry.get_object(&*kind, "kube-system", &name).ok());
+        let member = lease.as_ref().and_then(member).filter(|member| member.address == self.server.config.advertise);
+        let renewed = member.and_then(|member| member.renewed.parse::<Timestamp>().ok());
+        let recent = SignedDuration::try_from(RENEW).unwrap_or(SignedDuration::ZERO);
+        renewed.is_some_and(|renewed| registry.clock().now().duration_since(renewed).abs() < recent)
     }
 
     async fn renew(&self) -> Result<(), ApiError> {

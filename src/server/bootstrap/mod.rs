@@ -36,9 +36,10 @@ pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
     futures_util::future::try_join(namespaces, server.registry.ensure_service_cidr(&range)).await?;
     let roles = rbac::objects().map_err(ApiError::internal)?;
     let rest = roles.into_iter().chain(priority_classes()).chain([authentication_config(server), storage_class()]);
-    futures_util::future::try_join(
+    futures_util::future::try_join3(
         try_join_all(rest.map(|object| writer.ensure(object))),
         writer.ensure(kubernetes_service(server)),
+        writer.ensure_dns(server),
     )
     .await?;
     writer.set(cluster_config(server), &["data"]).await?;
@@ -80,6 +81,20 @@ impl Writer<'_> {
             }
         }
         Err(ApiError::conflict(&kind.names().group_resource(), object.name(), "it changes all the time"))
+    }
+
+    /// A cluster is of use without this Service, whose address somebody else's may have: DNS answers at the address nevertheless.
+    async fn ensure_dns(&self, server: &Server) -> Result<(), ApiError> {
+        if !server.config.service_cidr.contains(&server.config.cluster_dns) {
+            return Ok(());
+        }
+        match self.ensure(dns_service(server)).await {
+            Err(error) if error.code == 422 => {
+                tracing::warn!(%error, "the Service kube-system/kube-dns cannot be made");
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     async fn create(&self, kind: &Arc<dyn Kind>, object: Object) -> Result<(), ApiError> {
@@ -211,6 +226,28 @@ fn kubernetes_service(server: &Server) -> Value {
             "ipFamilies": [if server.config.service_cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" }],
             "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": server.config.advertise.port()}],
+        },
+    })
+}
+
+/// The Service by which users know the cluster's DNS. The agents answer at its address themselves: it has no endpoints, and the label
+/// says that no Service proxy is to touch it.
+fn dns_service(server: &Server) -> Value {
+    let address = server.config.cluster_dns;
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "KubeDNS",
+            "service.kubernetes.io/service-proxy-name": "orch-dns",
+        }},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ipFamilies": [if address.is_ipv4() { "IPv4" } else { "IPv6" }],
+            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+            ],
         },
     })
 }
