@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
+use super::csi::{CsiMounts, Drivers};
 use super::image::Images;
 use super::image::collect::Collector;
 use super::image::ledger::Ledger;
@@ -25,7 +26,7 @@ use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
 use super::stats::Stats;
-use super::volume::Volumes;
+use super::volume::{Volumes, reclaim};
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
@@ -146,6 +147,9 @@ impl Parts {
         let told = Arc::clone(&mailboxes);
         let changed = Arc::new(move |uid: &str| told.source_changed(uid));
         let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
+        let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
+        let registering = Arc::clone(&drivers);
+        until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let context = Context {
             node_ip: config.node_ip,
@@ -167,7 +171,11 @@ impl Parts {
             events,
             network,
             sources: Arc::new(sources),
-            volumes: Volumes::default(),
+            volumes: Volumes::new(
+                &config.data_dir,
+                config.storage_dir.clone(),
+                CsiMounts::new(Arc::clone(&drivers), &config.node_name, &config.data_dir),
+            ),
             prober,
             pods,
             offer: offer(&config, &info),
@@ -182,7 +190,13 @@ impl Parts {
         let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
         let statics = Folder::new(config.static_pods_dir.clone(), config.node_name.clone());
-        Dispatcher::new(Arc::new(context), mailboxes, checkpoints, statics).run(informer).await;
+        if let Err(error) = context.volumes.sweep() {
+            tracing::warn!(%error, "what a cut-off start left behind was not removed");
+        }
+        let context = Arc::new(context);
+        let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
+        until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
+        Dispatcher::new(context, mailboxes, checkpoints, statics).run(informer).await;
     }
 }
 
@@ -228,6 +242,7 @@ fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
         memory_bytes: capacity.memory_bytes,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
+        has_recursive_read_only: info.has_recursive_read_only(),
         has_apparmor: info.has_apparmor,
     }
 }

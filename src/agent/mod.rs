@@ -25,6 +25,7 @@ pub mod bootstrap;
 mod assembly;
 mod checkpoint;
 pub mod cleanup;
+mod csi;
 pub mod image;
 mod node;
 mod pod;
@@ -50,6 +51,8 @@ pub struct AgentConfig {
     pub external_ip: Option<IpAddr>,
     /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
     pub data_dir: PathBuf,
+    /// Where local volumes are made (`DATA/storage`).
+    pub storage_dir: PathBuf,
     /// Labels set at registration, and only then.
     pub labels: BTreeMap<String, String>,
     /// Taints set at registration, and only then.

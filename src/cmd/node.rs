@@ -73,6 +73,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
+        storage_dir: storage_dir(settings, &parts.data_dir)?,
         external_ip: settings.node_external_ip,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
@@ -106,6 +107,13 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         drop(lock);
     });
     Ok(())
+}
+
+/// Where local volumes are made; a path of the host that stays the same wherever `orch` is started from.
+fn storage_dir(settings: &NodeSettings, data_dir: &Path) -> Result<PathBuf, CmdError> {
+    let beside = data_dir.parent().unwrap_or(data_dir).join("storage");
+    let path = settings.default_local_storage_path.clone().unwrap_or(beside);
+    std::path::absolute(&path).map_err(|source| CmdError::DataDir { path, source })
 }
 
 fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {

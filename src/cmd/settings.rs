@@ -58,6 +58,9 @@ pub struct NodeSettings {
     /// Port of the node's own HTTPS server (logs, exec, metrics)
     #[arg(long, env = "ORCH_KUBELET_PORT", default_value_t = 10250, value_name = "PORT")]
     pub kubelet_port: u16,
+    /// Folder in which local volumes are made [default: DATA_DIR/storage]
+    #[arg(long, env = "ORCH_DEFAULT_LOCAL_STORAGE_PATH", value_name = "DIR")]
+    pub default_local_storage_path: Option<PathBuf>,
     /// Socket of the Docker engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
     #[arg(long, env = "ORCH_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,

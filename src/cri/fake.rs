@@ -431,6 +431,10 @@ impl Runtime for Fake {
         Ok(())
     }
 
+    async fn unpack_image(&self, _image: &str, _target: &std::path::Path) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Failed("the fake has no images to unpack".to_owned()))
+    }
+
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
         self.enter(Call::RemoveImage, reference)?;
         self.inner.lock().images.remove(reference);

@@ -55,6 +55,14 @@ pub struct RuntimeInfo {
     pub has_apparmor: bool,
 }
 
+impl RuntimeInfo {
+    /// Whether read-only mounts can be recursive: from API 1.44 (Docker 25) on.
+    pub fn has_recursive_read_only(&self) -> bool {
+        let mut parts = self.api_version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next(), parts.next()) >= (Some(1), Some(44))
+    }
+}
+
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CgroupDriver {
@@ -96,6 +104,7 @@ pub struct ContainerSpec {
     pub working_dir: String,
     pub labels: BTreeMap<String, String>,
     pub mounts: Vec<Mount>,
+    pub host_devices: Vec<Device>,
     pub sandbox_id: String,
     /// Join the PID namespace of the sandbox.
     pub share_pid: bool,
@@ -171,7 +180,17 @@ pub struct Mount {
     pub host_path: PathBuf,
     pub container_path: String,
     pub read_only: bool,
+    /// Whether what is mounted below is read-only too; only where the engine can (see [`RuntimeInfo::has_recursive_read_only`]).
+    pub recursive_read_only: bool,
     pub propagation: Propagation,
+}
+
+/// A device of the host that a container has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    pub host_path: PathBuf,
+    pub container_path: String,
+    pub read_only: bool,
 }
 
 /// Mount propagation.
@@ -351,6 +370,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError>;
     /// Gives an image one more name.
     async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError>;
+    /// Writes the files of an image that is there into an empty directory.
+    async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError>;
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
 }

@@ -4,6 +4,7 @@
 mod support;
 
 mod away;
+mod csi;
 mod dns;
 mod engine;
 mod figures;
@@ -14,3 +15,4 @@ mod join;
 mod podlife;
 mod quickstart;
 mod services;
+mod storage;

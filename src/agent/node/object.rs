@@ -14,6 +14,7 @@ use super::facts::{Capacity, architecture};
 use crate::agent::AgentConfig;
 use crate::agent::pod::resources::GPU;
 use crate::api::quantity::{Format, Quantity};
+use crate::kinds::storage::local_path;
 
 /// Whether the node can run pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,22 +37,37 @@ fn own_labels(config: &AgentConfig) -> BTreeMap<String, String> {
     own.chain(role).collect()
 }
 
+/// Annotations that every node carries.
+fn own_annotations(config: &AgentConfig) -> BTreeMap<String, String> {
+    BTreeMap::from([(local_path::NODE_DIRECTORY.to_owned(), config.storage_dir.display().to_string())])
+}
+
 /// The Node as it is registered.
 pub fn registration(config: &AgentConfig, status: NodeStatus) -> Node {
     let mut labels = own_labels(config);
     labels.extend(config.labels.clone());
     Node {
-        metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels),
+            annotations: Some(own_annotations(config)),
+            ..ObjectMeta::default()
+        },
         spec: Some(NodeSpec { taints: Some(config.taints.clone()).filter(|taints| !taints.is_empty()), ..NodeSpec::default() }),
         status: Some(status),
     }
 }
 
-/// The patch that gives a node that is already registered the labels it must have; `None` if it has them.
+/// The patch that gives a node that is already registered the labels and annotations it must have; `None` if it has them.
 pub fn label_patch(config: &AgentConfig, node: &Node) -> Option<Value> {
-    let present = node.metadata.labels.clone().unwrap_or_default();
-    let missing: BTreeMap<_, _> = own_labels(config).into_iter().filter(|(key, value)| present.get(key) != Some(value)).collect();
-    (!missing.is_empty()).then(|| json!({"metadata": {"labels": missing}}))
+    let missing = |wanted: BTreeMap<String, String>, present: Option<&BTreeMap<String, String>>| -> BTreeMap<String, String> {
+        let has = |key: &String, value: &String| present.is_some_and(|present| present.get(key) == Some(value));
+        wanted.into_iter().filter(|(key, value)| !has(key, value)).collect()
+    };
+    let labels = missing(own_labels(config), node.metadata.labels.as_ref());
+    let annotations = missing(own_annotations(config), node.metadata.annotations.as_ref());
+    let is_complete = labels.is_empty() && annotations.is_empty();
+    (!is_complete).then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
 }
 
 /// What a node's status is computed from.

@@ -51,14 +51,32 @@ pub struct NodeOffer {
     pub memory_bytes: i64,
     pub cgroup_driver: CgroupDriver,
     pub can_lower_oom_score: bool,
+    pub has_recursive_read_only: bool,
     pub has_apparmor: bool,
 }
 
 /// The network, once the node has its range.
 pub type NetworkSlot = watch::Receiver<Option<Arc<dyn SandboxNetwork>>>;
 
-/// The volumes of a pod that are set up: their host paths by name.
-pub type MountedVolumes = BTreeMap<String, PathBuf>;
+/// A volume that is set up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountedVolume {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// Whether no container may write, whatever its mount says.
+    pub read_only: bool,
+    /// Whether it is a raw device.
+    pub is_device: bool,
+}
+
+impl From<PathBuf> for MountedVolume {
+    fn from(path: PathBuf) -> Self {
+        Self { path, ..Self::default() }
+    }
+}
+
+/// The volumes of a pod that are set up, by name.
+pub type MountedVolumes = BTreeMap<String, MountedVolume>;
 
 /// What every pod worker shares.
 pub struct Context {

@@ -108,6 +108,7 @@ impl Dispatcher {
                 self.is_synced = true;
                 self.forget_missing(pods).await;
                 self.adopt_orphans().await;
+                self.sweep().await;
             }
         }
     }
@@ -215,6 +216,33 @@ impl Dispatcher {
             Ok(containers) => containers.iter().for_each(|container| self.adopt(&container.labels)),
             // The runtime says Resync when it is back; the orphans are looked for again then.
             Err(error) => tracing::debug!(%error, "cannot look for orphaned containers"),
+        }
+    }
+
+    /// Directories of pods that nobody knows and that have no containers: what is mounted in them is taken down.
+    async fn sweep(&self) {
+        let Ok(containers) = self.context.runtime.list().await else { return };
+        let helpers = containers.iter().filter(|one| one.labels.get(labels::TYPE).is_some_and(|kind| kind == "image-volume"));
+        for helper in helpers {
+            if let Err(error) = self.context.runtime.remove(&helper.id).await {
+                tracing::warn!(id = helper.id, %error, "a container that an image was unpacked from stays");
+            }
+        }
+        let Ok(mut entries) = tokio::fs::read_dir(&self.context.pods_dir).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let Ok(uid) = entry.file_name().into_string() else { continue };
+            let has_containers = containers.iter().any(|one| one.labels.get(labels::POD_UID) == Some(&uid));
+            if has_containers || self.mailboxes.get(&uid).is_some() {
+                continue;
+            }
+            tracing::info!(uid, "the directory of a pod that is gone: taking down its volumes");
+            let removed = match self.context.volumes.tear_down(&self.context, &uid).await {
+                Ok(()) => tokio::fs::remove_dir_all(entry.path()).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(uid, error, "the directory of a pod stays");
+            }
         }
     }
 

@@ -36,3 +36,4 @@ mod samples;
 mod worker_tests;
 
 pub use dispatch::{Dispatcher, Mailboxes};
+pub use start::pull_secrets;

@@ -74,7 +74,8 @@ impl Worker {
         if is_mounted {
             return renew_at.filter(|at| *at > now);
         }
-        if retry_at.is_some() {
+        // What failed is tried again in time, or when something changes that the pod refers to.
+        if retry_at.is_some() && !self.takes_volume_refresh() {
             return retry_at;
         }
         let (operation, abort) = abortable(async move { Done::Volumes(context.volumes.set_up(&context, &pod, ip).await) });

@@ -12,7 +12,7 @@ use super::env::expand;
 use super::files;
 use super::resources::{GPU, cgroup_parent, container_resources, limit, oom_score_adj, qos_class};
 use super::state::{Member, Role};
-use crate::cri::{ContainerSpec, DeviceRequest, Image, Mount, Propagation, SandboxSpec, Seccomp, labels};
+use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, SandboxSpec, Seccomp, labels};
 
 /// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
 const LOG_MAX_BYTES: u64 = 10 << 20;
@@ -77,6 +77,7 @@ pub struct ContainerInput<'a> {
     pub oci_runtime: String,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub host_devices: Vec<Device>,
 }
 
 /// A container of a pod.
@@ -84,8 +85,21 @@ pub struct ContainerInput<'a> {
 /// # Errors
 /// The kubelet's words, for `CreateContainerConfigError`.
 pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String> {
-    let ContainerInput { pod, member, attempt, owner, offer, image, sandbox_id, target_id, seccomp, oci_runtime, env, mounts } =
-        input;
+    let ContainerInput {
+        pod,
+        member,
+        attempt,
+        owner,
+        offer,
+        image,
+        sandbox_id,
+        target_id,
+        seccomp,
+        oci_runtime,
+        env,
+        mounts,
+        host_devices,
+    } = input;
     let (container, default) = (&member.spec, PodSpec::default());
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let pod_security = spec.security_context.clone().unwrap_or_default();
@@ -111,6 +125,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         working_dir: text(container.working_dir.as_ref()).to_owned(),
         labels,
         mounts,
+        host_devices,
         sandbox_id: sandbox_id.to_owned(),
         share_pid: spec.share_process_namespace == Some(true),
         host_pid: spec.host_pid == Some(true),
@@ -217,5 +232,11 @@ fn capabilities(capabilities: Option<&Capabilities>) -> (Vec<String>, Vec<String
 
 /// A bind mount that containers of one pod share.
 pub fn bind(host_path: PathBuf, container_path: &str, read_only: bool) -> Mount {
-    Mount { host_path, container_path: container_path.to_owned(), read_only, propagation: Propagation::Private }
+    Mount {
+        host_path,
+        container_path: container_path.to_owned(),
+        read_only,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+    }
 }

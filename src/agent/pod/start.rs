@@ -86,7 +86,8 @@ async fn image(context: &Context, job: &StartJob) -> Result<Image, StartFailure>
     })
 }
 
-async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
+/// The credentials that a pod's images are pulled with.
+pub async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
     let (uid, namespace) = (pod.metadata.uid.as_deref().unwrap_or(""), pod.metadata.namespace.as_deref().unwrap_or(""));
     let recall = Recall { context, uid, namespace };
     let mut auths = Vec::new();
@@ -139,6 +140,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
     let variables = env::environment(&job.member.spec, &fields, &references, &services).map_err(failed)?;
     let attempt = job.start.attempt;
     let mounts = mounts::mounts(context, &job.pod, &job.member, attempt, &volumes, &variables).await.map_err(failed)?;
+    let host_devices = mounts::devices(&job.member.spec, &volumes).map_err(failed)?;
     let sandbox_id = progress.sandbox_id.unwrap_or_default();
     if let (Some(target), None) = (&job.member.target, &job.target_id) {
         return Err(failed(format!("unable to find target container {target}")));
@@ -160,6 +162,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         oci_runtime: progress.oci_runtime,
         env: variables,
         mounts,
+        host_devices,
     })
     .map_err(failed)?;
     if let Some(leftover) = &job.start.leftover {
@@ -199,7 +202,7 @@ async fn env_files(container: &Container, volumes: &MountedVolumes) -> Result<BT
     for (volume, path) in env::referenced_files(container) {
         let root = volumes.get(&volume).ok_or_else(|| format!("volume {volume:?} is not mounted"))?.clone();
         let file = path.clone();
-        let read = TaskGroup::blocking(move || env_file::read(&root, &file)).await.map_err(|error| error.to_string())?;
+        let read = TaskGroup::blocking(move || env_file::read(&root.path, &file)).await.map_err(|error| error.to_string())?;
         let text = read.map_err(|error| format!("couldn't read env file {path} of volume {volume}: {error}"))?;
         files.extend(text.map(|text| ((volume, path), text)));
     }

@@ -142,7 +142,11 @@ fn world(spec: Value) -> World {
         events: Arc::clone(&events) as _,
         network,
         sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client.clone()).of(), Arc::new(|_| ()))),
-        volumes: Volumes::default(),
+        volumes: {
+            let drivers = crate::agent::csi::Drivers::new(directory.path(), "n1", client.clone(), &tasks);
+            let csi = crate::agent::csi::CsiMounts::new(drivers, "n1", directory.path());
+            Volumes::new(directory.path(), directory.path().join("storage"), csi)
+        },
         images: Images::new(
             Arc::clone(&runtime),
             Arc::clone(&clock) as _,
@@ -157,6 +161,7 @@ fn world(spec: Value) -> World {
             memory_bytes: 1 << 30,
             cgroup_driver: CgroupDriver::Cgroupfs,
             can_lower_oom_score: true,
+            has_recursive_read_only: false,
             has_apparmor: false,
         },
         grants: Default::default(),

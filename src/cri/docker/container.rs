@@ -17,8 +17,8 @@ use jiff::Timestamp;
 
 use super::Engine;
 use crate::cri::{
-    ContainerDetail, ContainerSpec, ContainerSummary, DeviceRequest, Mount, Propagation, Resources, RuntimeError, Seccomp, State,
-    labels,
+    ContainerDetail, ContainerSpec, ContainerSummary, Device, DeviceRequest, Mount, Propagation, Resources, RuntimeError,
+    Seccomp, State, labels,
 };
 use crate::rt::limits::RUNTIME_CALL;
 
@@ -153,6 +153,7 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
         ipc_mode: sandbox.clone(),
         pid_mode: if spec.host_pid { Some("host".to_owned()) } else { target.or_else(|| sandbox.filter(|_| spec.share_pid)) },
         mounts: Some(spec.mounts.iter().map(mount).collect()),
+        devices: Some(spec.host_devices.iter().map(device).collect()),
         group_add: Some(spec.supplemental_groups.iter().map(ToString::to_string).collect()),
         privileged: Some(spec.privileged),
         readonly_rootfs: Some(spec.read_only_rootfs),
@@ -213,18 +214,31 @@ fn log_config(spec: &ContainerSpec) -> HostConfigLogConfig {
     HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(options) }
 }
 
+fn device(device: &Device) -> models::DeviceMapping {
+    models::DeviceMapping {
+        path_on_host: Some(device.host_path.to_string_lossy().into_owned()),
+        path_in_container: Some(device.container_path.clone()),
+        cgroup_permissions: Some(if device.read_only { "r" } else { "rwm" }.to_owned()),
+    }
+}
+
 fn mount(mount: &Mount) -> models::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => MountBindOptionsPropagationEnum::RPRIVATE,
         Propagation::HostToContainer => MountBindOptionsPropagationEnum::RSLAVE,
         Propagation::Bidirectional => MountBindOptionsPropagationEnum::RSHARED,
     };
+    let recursive = mount.recursive_read_only.then_some(true);
     models::Mount {
         typ: Some(MountType::BIND),
         source: Some(mount.host_path.to_string_lossy().into_owned()),
         target: Some(mount.container_path.clone()),
         read_only: Some(mount.read_only),
-        bind_options: Some(MountBindOptions { propagation: Some(propagation), ..MountBindOptions::default() }),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(propagation),
+            read_only_force_recursive: recursive,
+            ..MountBindOptions::default()
+        }),
         ..models::Mount::default()
     }
 }
