@@ -23,7 +23,7 @@ mod proxy;
 pub use netns::connect;
 
 use attach::Wire;
-use firewall::Firewall;
+use firewall::{Firewall, Watch};
 use ipam::Ipam;
 use parking_lot::Mutex;
 use rtnetlink::Handle;
@@ -82,7 +82,7 @@ pub struct ExistingPod {
     pub sandbox_pid: u32,
 }
 
-/// How often the rules are looked after; Docker removes them when it makes its own anew.
+/// How often the rules are looked after where the kernel tells nothing of changes (legacy tables of iptables).
 const RULES_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The pod network of one node.
@@ -110,20 +110,38 @@ impl PodNetwork {
                 () = connection => {}
             }
         });
-        let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
+        let firewall = Firewall::open(&config.node, config.pod_cidr, config.cluster_cidr)?;
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
         let network = Arc::new(Self { config, ipam, host, firewall, tasks: tasks.clone() });
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
-            loop {
-                tokio::select! {
-                    () = token.cancelled() => return,
-                    () = tokio::time::sleep(RULES_INTERVAL) => watched.ensure_rules().await,
-                }
-            }
+            token.run_until_cancelled(watched.keep_rules()).await;
         });
         Ok(network)
+    }
+
+    /// Sets rules again for ever: as soon as the kernel tells that somebody else changed them, and now and then.
+    async fn keep_rules(&self) {
+        loop {
+            match self.firewall.watch() {
+                Ok(watch) => self.follow_rules(watch).await,
+                Err(error) => {
+                    tracing::warn!(%error, "changes of the pod network's rules by others are not noticed");
+                    tokio::time::sleep(RULES_INTERVAL).await;
+                    self.ensure_rules().await;
+                }
+            }
+        }
+    }
+
+    async fn follow_rules(&self, mut watch: Watch) {
+        loop {
+            self.ensure_rules().await;
+            if let Ok(Err(error)) = tokio::time::timeout(RULES_INTERVAL, watch.changed()).await {
+                return tracing::warn!(%error, "looking anew at the rules of the pod network");
+            }
+        }
     }
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.

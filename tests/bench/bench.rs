@@ -6,6 +6,7 @@
 mod api;
 mod client;
 mod pods;
+mod proxy;
 mod server;
 
 use server::Server;
@@ -13,8 +14,14 @@ use server::Server;
 /// Name of a group of figures, and what measures it.
 type Group = (&'static str, fn(&Runtime));
 
-const GROUPS: &[Group] =
-    &[("size", server::size), ("start", server::start), ("idle", server::idle), ("api", api::run), ("pods", pods::run)];
+const GROUPS: &[Group] = &[
+    ("size", server::size),
+    ("start", server::start),
+    ("idle", server::idle),
+    ("api", api::run),
+    ("pods", pods::run),
+    ("proxy", proxy::run),
+];
 
 pub struct Runtime(tokio::runtime::Runtime);
 
