@@ -17,7 +17,7 @@ use super::{NetworkError, netns};
 use crate::rt::TaskGroup;
 
 /// Begin of the names of host interfaces.
-const PREFIX: &str = "orch";
+pub(super) const PREFIX: &str = "orch";
 /// The pod's interface.
 const POD_INTERFACE: &str = "eth0";
 /// The pod's gateway; it exists only as an entry in the pod's neighbour table.
@@ -149,20 +149,22 @@ pub(super) async fn remove(host: &Handle, name: &str) -> Result<(), NetworkError
 /// When the kernel does not list its interfaces.
 pub(super) async fn list(host: &Handle, node: &str) -> Result<Vec<(String, String)>, NetworkError> {
     let links: Vec<LinkMessage> = host.link().get().execute().try_collect().await.map_err(step("list the interfaces"))?;
+    Ok(links.iter().filter_map(|link| of_node(link, node)).collect())
+}
+
+/// Name and pod uid of an interface, if it is that of one of the node's pods.
+pub(super) fn of_node(link: &LinkMessage, node: &str) -> Option<(String, String)> {
     let ours = alias(node, "");
-    let of_node = |link: &LinkMessage| {
-        let mut name = None;
-        let mut uid = None;
-        for attribute in &link.attributes {
-            match attribute {
-                LinkAttribute::IfName(text) => name = Some(text.clone()),
-                LinkAttribute::IfAlias(text) => uid = text.strip_prefix(&ours).map(str::to_owned),
-                _ => {}
-            }
+    let mut name = None;
+    let mut uid = None;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::IfAlias(text) => uid = text.strip_prefix(&ours).map(str::to_owned),
+            _ => {}
         }
-        name.zip(uid)
-    };
-    Ok(links.iter().filter_map(of_node).collect())
+    }
+    name.zip(uid)
 }
 
 /// The host interface of a pod: derived from its uid, so that it is found again without state.
@@ -187,7 +189,7 @@ fn pod_mac(pod_uid: &str) -> [u8; 6] {
     mac
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
     match handle.link().get().match_name(name).execute().try_next().await {
         Ok(link) => Ok(link),
         Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -205,12 +207,12 @@ fn peer_of(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| if let LinkAttribute::Link(index) = attribute { Some(*index) } else { None })
 }
 
-fn errno(error: &Error) -> Option<Errno> {
+pub(super) fn errno(error: &Error) -> Option<Errno> {
     let Error::NetlinkError(message) = error else { return None };
     message.code.map(|code| Errno::from_raw(code.get().abs()))
 }
 
-fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
+pub(super) fn step(what: &'static str) -> impl Fn(Error) -> NetworkError {
     move |error| match errno(&error) {
         Some(errno) => NetworkError::step(what, errno.desc()),
         None => NetworkError::step(what, error),

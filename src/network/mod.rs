@@ -8,27 +8,38 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
 mod attach;
+mod dns;
 mod firewall;
 pub mod ipam;
 mod netns;
 pub mod nft;
+mod overlay;
 pub mod parts;
+mod policy;
 mod proxy;
+mod traffic;
 
 pub use netns::connect;
+pub use overlay::pod_mtu;
+pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
-use firewall::{Firewall, Watch};
+use firewall::Firewall;
+use firewall::watch::Watch;
 use ipam::Ipam;
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
+use policy::{Gate, Mode, PodFacts};
 use rtnetlink::Handle;
+use tokio::sync::Notify;
 
-use crate::rt::TaskGroup;
+use crate::rt::{Backoff, TaskGroup};
 
 /// What can go wrong with a pod's network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +80,7 @@ pub struct NetworkConfig {
     pub pod_cidr: Ipv4Net,
     /// The range of all pods of the cluster: traffic within is not masqueraded.
     pub cluster_cidr: Ipv4Net,
-    /// MTU of the pods' interfaces.
+    /// MTU of the pods' interfaces, until the uplink's changes.
     pub mtu: u32,
 }
 
@@ -82,15 +93,33 @@ pub struct ExistingPod {
     pub sandbox_pid: u32,
 }
 
-/// How often the rules are looked after where the kernel tells nothing of changes (legacy tables of iptables).
-const RULES_INTERVAL: Duration = Duration::from_secs(60);
+/// Rules change in bursts: Docker sets many when it starts.
+const RULES_SETTLE: Duration = Duration::from_millis(100);
+
+/// A netlink socket; its work runs in `tasks`.
+fn open(tasks: &TaskGroup) -> Result<Handle, NetworkError> {
+    let opened = rtnetlink::new_connection();
+    let (connection, host, _) = opened.map_err(|error| NetworkError::step("open a netlink socket", error))?;
+    let token = tasks.token();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = connection => {}
+        }
+    });
+    Ok(host)
+}
 
 /// The pod network of one node.
 pub struct PodNetwork {
     config: NetworkConfig,
     ipam: Mutex<Ipam>,
+    mtu: AtomicU32,
     host: Handle,
     firewall: Firewall,
+    pub(in crate::network) gate: Gate,
+    rules_wanted: Notify,
+    rules_missing: AtomicBool,
     tasks: TaskGroup,
 }
 
@@ -101,53 +130,77 @@ impl PodNetwork {
     /// # Errors
     /// When there is no netlink socket. Rules that cannot be set are warned about and tried again.
     pub async fn start(config: NetworkConfig, tasks: &TaskGroup) -> Result<Arc<Self>, NetworkError> {
-        let opened = rtnetlink::new_connection();
-        let (connection, host, _) = opened.map_err(|error| NetworkError::step("open a netlink socket", error))?;
-        let token = tasks.token();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = token.cancelled() => {}
-                () = connection => {}
-            }
-        });
-        let firewall = Firewall::open(&config.node, config.pod_cidr, config.cluster_cidr)?;
+        let host = open(tasks)?;
+        let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let network = Arc::new(Self { config, ipam, host, firewall, tasks: tasks.clone() });
+        let mtu = AtomicU32::new(config.mtu);
+        let network = Arc::new(Self {
+            config,
+            ipam,
+            mtu,
+            host,
+            firewall,
+            gate: Gate::new(),
+            rules_wanted: Notify::new(),
+            rules_missing: AtomicBool::new(false),
+            tasks: tasks.clone(),
+        });
+        let mut watch = Watch::open(&network.firewall).await;
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
-            token.run_until_cancelled(watched.keep_rules()).await;
+            let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+            loop {
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = watch.changed(&watched.firewall) => tokio::time::sleep(RULES_SETTLE).await,
+                    () = watched.rules_wanted.notified() => {}
+                    () = tokio::time::sleep(backoff.next_delay()), if watched.rules_missing.load(Ordering::Relaxed) => {}
+                }
+                watched.ensure_rules().await;
+                if !watched.rules_missing.load(Ordering::Relaxed) {
+                    backoff.reset();
+                }
+            }
         });
         Ok(network)
     }
 
-    /// Sets rules again for ever: as soon as the kernel tells that somebody else changed them, and now and then.
-    async fn keep_rules(&self) {
-        loop {
-            match self.firewall.watch() {
-                Ok(watch) => self.follow_rules(watch).await,
-                Err(error) => {
-                    tracing::warn!(%error, "changes of the pod network's rules by others are not noticed");
-                    tokio::time::sleep(RULES_INTERVAL).await;
-                    self.ensure_rules().await;
-                }
-            }
-        }
-    }
-
-    async fn follow_rules(&self, mut watch: Watch) {
-        loop {
-            self.ensure_rules().await;
-            if let Ok(Err(error)) = tokio::time::timeout(RULES_INTERVAL, watch.changed()).await {
-                return tracing::warn!(%error, "looking anew at the rules of the pod network");
-            }
-        }
+    /// The MTU that interfaces made from now on have. Those of running pods stay: where the uplink's MTU became smaller, the node
+    /// answers their larger packets itself.
+    pub(crate) fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
     }
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
     pub async fn ensure_rules(&self) {
-        if let Err(error) = self.firewall.ensure().await {
+        let result = self.firewall.ensure().await;
+        self.rules_missing.store(result.is_err(), Ordering::Relaxed);
+        if let Err(error) = result {
             tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
+        }
+    }
+
+    /// From now on a new pod waits until the network policies about it are in force: [`parts`] run that see to it.
+    pub fn close_gate(&self) {
+        self.gate.set_mode(Mode::Unknown);
+    }
+
+    /// Gives a pod its address and waits until the network policies about it are in force: to be called before
+    /// [`attach`](Self::attach), so that its first packet is filtered. Cancel safe.
+    ///
+    /// # Errors
+    /// [`NetworkError::Exhausted`], or that the wait was long: try again.
+    pub async fn admit(&self, pod: &Pod) -> Result<PodAddress, NetworkError> {
+        let ip = self.ipam.lock().allocate(pod.metadata.uid.as_deref().unwrap_or(""))?;
+        self.gate.admit(Arc::new(PodFacts::from(pod)), ip).await?;
+        Ok(PodAddress { ip })
+    }
+
+    /// The addresses of nodes that know the way back to this node's pods: they see a pod's own address.
+    pub(crate) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) {
+        if self.firewall.set_nodes(nodes) {
+            self.rules_wanted.notify_one();
         }
     }
 
@@ -159,7 +212,7 @@ impl PodNetwork {
     /// [`detach`](Self::detach).
     pub async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError> {
         let ip = self.ipam.lock().allocate(pod_uid)?;
-        let wire = Wire { node: &self.config.node, pod_uid, ip, mtu: self.config.mtu };
+        let wire = Wire { node: &self.config.node, pod_uid, ip, mtu: self.mtu.load(Ordering::Relaxed) };
         wire.lay(&self.host, sandbox_pid, &self.tasks).await?;
         Ok(PodAddress { ip })
     }
@@ -170,6 +223,7 @@ impl PodNetwork {
     /// A step that failed: try again.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         attach::remove(&self.host, &attach::interface_name(pod_uid)).await?;
+        self.gate.leave(pod_uid);
         self.ipam.lock().release(pod_uid);
         Ok(())
     }
@@ -187,6 +241,9 @@ impl PodNetwork {
                 true => self.attach(&pod.uid, pod.sandbox_pid).await.map_err(|error| error.to_string()),
                 false => Err(format!("{} is not free in {}", pod.ip, self.config.pod_cidr)),
             };
+            if kept.is_ok() {
+                self.gate.adopt(&pod.uid, pod.ip);
+            }
             if let Err(why) = kept {
                 tracing::warn!(pod = pod.uid, ip = %pod.ip, why, "cannot keep the network of a pod");
                 self.ipam.lock().release(&pod.uid);
@@ -208,6 +265,14 @@ impl PodNetwork {
         self.ipam.lock().get(pod_uid).map(|ip| PodAddress { ip })
     }
 
+    /// What went over the interfaces since they were made, as the pods and the node see it.
+    ///
+    /// # Errors
+    /// When the kernel's interfaces cannot be listed.
+    pub async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        traffic::read(&self.host, &self.config.node).await
+    }
+
     /// Takes everything away that this node left in the kernel: for uninstalling.
     ///
     /// # Errors
@@ -216,6 +281,13 @@ impl PodNetwork {
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
+        dns::address::cleanup(&self.host, &self.config.node).await?;
+        let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
+        overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
+        let removed = policy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
+        let removed = proxy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the rules of Services", error))?;
         self.firewall.remove().await
     }
 }

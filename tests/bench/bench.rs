@@ -5,6 +5,7 @@
 
 mod api;
 mod client;
+mod dns;
 mod pods;
 mod proxy;
 mod server;
@@ -21,6 +22,7 @@ const GROUPS: &[Group] = &[
     ("api", api::run),
     ("pods", pods::run),
     ("proxy", proxy::run),
+    ("dns", dns::run),
 ];
 
 pub struct Runtime(tokio::runtime::Runtime);

@@ -27,13 +27,13 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -
 }
 
 /// A number that no other running test has; it is given back when this is dropped. Ranges of addresses derive from it.
-struct Slot {
-    number: u8,
+pub struct Slot {
+    pub number: u8,
     _lock: File,
 }
 
 impl Slot {
-    fn take() -> Self {
+    pub fn take() -> Self {
         let folder = std::env::temp_dir().join("orch-test-slots");
         fs::create_dir_all(&folder).unwrap();
         (0..50_u8)
@@ -93,6 +93,11 @@ impl Cluster {
     /// The admin's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
+    }
+
+    /// Where the cluster's DNS answers.
+    pub fn cluster_dns(&self) -> String {
+        format!("10.{}.0.10", 160 + self.slot.number)
     }
 
     /// The flags that this cluster's server runs with.
@@ -213,6 +218,9 @@ impl Drop for Cluster {
         if !containers.is_empty() {
             docker(["rm", "-f"].into_iter().chain(containers.iter().map(String::as_str)));
         }
+        // The address stays while an agent is away, so that pods are refused at once; a test leaves nothing behind.
+        let address = format!("{}/32", self.cluster_dns());
+        let _removed = Command::new("ip").args(["address", "del", &address, "dev", "lo"]).stderr(Stdio::null()).status();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = self.folder.path().display().to_string();
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|mount| mount.starts_with(&ours)) {

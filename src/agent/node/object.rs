@@ -78,7 +78,16 @@ pub fn status(input: StatusInput<'_>) -> NodeStatus {
     .collect();
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
-        addresses: Some(vec![address("InternalIP", config.node_ip.to_string()), address("Hostname", config.node_name.clone())]),
+        addresses: Some(
+            [
+                Some(address("InternalIP", config.node_ip.to_string())),
+                config.external_ip.map(|ip| address("ExternalIP", ip.to_string())),
+                Some(address("Hostname", config.node_name.clone())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        ),
         allocatable: Some(amounts.clone()),
         capacity: Some(amounts),
         conditions: Some(conditions(health, known, now)),
@@ -140,9 +149,14 @@ pub fn says_the_same(one: &NodeStatus, other: &NodeStatus) -> bool {
 pub fn status_patch(known: &NodeStatus, wanted: &NodeStatus) -> Result<Value, serde_json::Error> {
     let (known, wanted) = (serde_json::to_value(known)?, serde_json::to_value(wanted)?);
     let fields = wanted.as_object().into_iter().flatten();
-    let changed: serde_json::Map<String, Value> = fields
+    let mut changed: serde_json::Map<String, Value> = fields
         .filter(|(field, value)| known.get(field.as_str()) != Some(value))
         .map(|(field, value)| (field.clone(), value.clone()))
         .collect();
+    // A condition that others keep must not be set back to what it was when it was last read.
+    if let Some(Value::Array(conditions)) = changed.get_mut("conditions") {
+        let before = known.get("conditions").and_then(Value::as_array);
+        conditions.retain(|condition| !before.is_some_and(|before| before.contains(condition)));
+    }
     Ok(json!({"status": changed}))
 }

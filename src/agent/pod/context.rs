@@ -17,17 +17,22 @@ use super::super::volume::Volumes;
 use super::fields::{Allocatable, FieldContext};
 use crate::client::Client;
 use crate::cri::{CgroupDriver, Runtime};
-use crate::network::{NetworkError, PodAddress};
+use crate::network::{NetworkError, NodeTraffic, PodAddress};
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
 /// Attaches sandboxes to the pod network.
 #[async_trait]
 pub trait SandboxNetwork: Send + Sync + 'static {
-    /// Gives a pod its address and lays the way to it. Asked again, it answers the same.
-    async fn attach(&self, pod_uid: &str, sandbox_pid: u32) -> Result<PodAddress, NetworkError>;
+    /// Gives a pod its address and, once the network policies about it are in force, lays the way to it. Asked again, it
+    /// answers the same.
+    async fn attach(&self, pod: &Pod, sandbox_pid: u32) -> Result<PodAddress, NetworkError>;
     /// Takes the way down and the address back. A pod that is not attached is left as it is.
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
+    /// What went over the interfaces of pods and node.
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        Ok(NodeTraffic::default())
+    }
 }
 
 /// Where events about pods and the node go. Never blocks.

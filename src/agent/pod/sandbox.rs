@@ -78,7 +78,7 @@ pub async fn bring_up(context: &Context, job: SandboxJob, progress: &ProgressSen
     }
     let detail = context.runtime.inspect(&id).await.map_err(|error| error.to_string())?;
     let pid = detail.pid.ok_or_else(|| "the sandbox ended right after its start".to_owned())?;
-    let pod_ip = if host_network { None } else { Some(attach(context, &uid, pid).await?) };
+    let pod_ip = if host_network { None } else { Some(attach(context, pod, pid).await?) };
     if let Some(ip) = pod_ip {
         let text = files::hosts(pod, ip, &context.cluster_domain);
         let path = context.pod_dir(pod).join("etc-hosts");
@@ -96,12 +96,12 @@ pub async fn bring_up(context: &Context, job: SandboxJob, progress: &ProgressSen
     Ok(SandboxUp { detail, pod_ip })
 }
 
-async fn attach(context: &Context, uid: &str, pid: u32) -> Result<IpAddr, String> {
+async fn attach(context: &Context, pod: &Pod, pid: u32) -> Result<IpAddr, String> {
     const NODE_READY: Duration = Duration::from_secs(120);
     let mut slot = context.network.clone();
     let network = tokio::time::timeout(NODE_READY, async { slot.wait_for(Option::is_some).await.ok()?.clone() }).await;
     let network = network.ok().flatten().ok_or_else(|| "network is not ready: the node has no podCIDR yet".to_owned())?;
-    network.attach(uid, pid).await.map(IpAddr::from).map_err(|error| error.to_string())
+    network.attach(pod, pid).await.map(IpAddr::from).map_err(|error| error.to_string())
 }
 
 /// Takes a pod off the network, if the node has one.

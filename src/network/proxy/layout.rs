@@ -29,10 +29,14 @@ pub(super) struct Layout {
     pub(super) service_cidr: Ipv4Net,
 }
 
+/// The table of a node's Services.
+pub(super) fn table(node: &str) -> Table {
+    Table::new(Family::Ipv4, &format!("orch-{}-proxy", &hex(node)[..8]))
+}
+
 impl Layout {
     pub(super) fn new(node: &str, pod_cidr: Ipv4Net, service_cidr: Ipv4Net) -> Self {
-        let table = Table::new(Family::Ipv4, &format!("orch-{}-proxy", &hex(node)[..8]));
-        Self { table, pod_cidr: pod_cidr.trunc(), service_cidr: service_cidr.trunc() }
+        Self { table: table(node), pod_cidr: pod_cidr.trunc(), service_cidr: service_cidr.trunc() }
     }
 }
 

@@ -39,7 +39,7 @@ mod plan;
 mod stale;
 mod table;
 
-use super::nft::{Changed, Monitor, Nft, NftError};
+use super::nft::{Batch, Changed, Monitor, Nft, NftError};
 use super::parts::PartContext;
 use crate::client::informer::{Change, Informer, Scope, Subscription};
 use crate::client::{Cached, ObjectKey, Source};
@@ -72,6 +72,16 @@ pub(super) fn run(context: PartContext) -> BoxFuture<'static, ()> {
         }
     }
     .boxed()
+}
+
+/// Takes the rules of a node's Services away: for uninstalling.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) async fn remove(node: &str) -> Result<(), NftError> {
+    let mut batch = Batch::new();
+    batch.remove_table(&layout::table(node));
+    Nft::open()?.commit(batch).await
 }
 
 struct Watched {

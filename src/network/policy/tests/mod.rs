@@ -1,0 +1,7 @@
+//! The planner against the words of the API, against a naive reading of them, and against the clock.
+
+mod kernel;
+mod model;
+mod oracle;
+mod random;
+mod semantics;
