@@ -294,6 +294,8 @@ impl PodNetwork {
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
         let removed = policy::remove(&self.config.node).await;
         removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
+        let removed = proxy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the rules of Services", error))?;
         self.firewall.remove().await
     }
 }
