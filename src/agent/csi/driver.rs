@@ -110,8 +110,8 @@ pub async fn describe(rpc: &Rpc, name: &str, socket: &Path) -> Result<Driver, Rp
     let answer = rpc.call(socket, "/csi.v1.Node/NodeGetCapabilities", Message::default()).await?;
     let mut can = Vec::new();
     for (_, capability) in fields(&answer).ok_or_else(|| damaged("NodeGetCapabilities"))? {
-        for (tag, rpc) in fields(capability.bytes()).unwrap_or_else(Vec::new) {
-            let kinds = if tag == 1 { fields(rpc.bytes()).unwrap_or_else(Vec::new) } else { Vec::new() };
+        for (tag, rpc) in fields(capability.bytes()).unwrap_or_default() {
+            let kinds = if tag == 1 { fields(rpc.bytes()).unwrap_or_default() } else { Vec::new() };
             can.extend(kinds.into_iter().filter(|(tag, _)| *tag == 1).map(|(_, kind)| kind.number()));
         }
     }

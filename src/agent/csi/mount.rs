@@ -57,7 +57,7 @@ impl CsiMounts {
 
     fn target(&self, pod_dir: &Path, volume: &str, is_block: bool) -> PathBuf {
         if is_block {
-            let uid = pod_dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_else(String::new);
+            let uid = pod_dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             return self.plugins.join("volumeDevices/publish").join(volume).join(uid);
         }
         pod_dir.join("volumes/kubernetes.io~csi").join(volume).join("mount")
@@ -86,7 +86,7 @@ impl CsiMounts {
         }
         let mut wanted = CsiVolume {
             handle: source.volume_handle.clone(),
-            context: source.volume_attributes.clone().unwrap_or_else(BTreeMap::new),
+            context: source.volume_attributes.clone().unwrap_or_default(),
             publish_context: self.attachment(context, source, object.as_ref()).await?,
             is_block,
             fs_type: source.fs_type.clone().unwrap_or_else(String::new),
@@ -142,8 +142,8 @@ impl CsiMounts {
             .map(|reference| SecretReference { name: Some(reference.name.clone()), namespace: Some(namespace.to_owned()) });
         let mut wanted = CsiVolume {
             handle: inline_handle(pod, name),
-            context: source.volume_attributes.clone().unwrap_or_else(BTreeMap::new),
-            fs_type: source.fs_type.clone().unwrap_or_else(String::new),
+            context: source.volume_attributes.clone().unwrap_or_default(),
+            fs_type: source.fs_type.clone().unwrap_or_default(),
             publish_secrets: secret(context, reference.as_ref()).await?,
             ..CsiVolume::default()
         };
@@ -320,10 +320,10 @@ async fn secret(context: &Context, reference: Option<&SecretReference>) -> Resul
 
 /// Says who the pod is, if the driver wants to know.
 fn add_pod_info(context: &mut BTreeMap<String, String>, object: Option<&CSIDriver>, pod: &Pod, is_ephemeral: bool) {
-    if !object.is_some_and(|object| object.spec.pod_info_on_mount == Some(true)) {
+    if object.is_none_or(|object| object.spec.pod_info_on_mount != Some(true)) {
         return;
     }
-    let text = |value: &Option<String>| value.clone().unwrap_or_else(String::new);
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
     for (key, value) in [
         ("csi.storage.k8s.io/pod.name", text(&pod.metadata.name)),

@@ -35,7 +35,8 @@ impl Worker {
             }
             None => {
                 let mirror = statics::mirror_of(&self.pod, self.context.node().as_deref());
-                self.operations.push(Box::pin(async move { Done::Mirror(client.create(&mirror).await.map(Some)) }));
+                self.operations
+                    .push(Box::pin(async move { Done::Mirror(client.create(&mirror).await.map(|made| Some(Box::new(made)))) }));
             }
         }
         self.is_patching = true;
@@ -43,13 +44,13 @@ impl Worker {
     }
 
     /// Notes how the making or the deletion of the mirror ended.
-    pub(super) fn note_mirror(&mut self, result: Result<Option<Pod>, ClientError>) {
+    pub(super) fn note_mirror(&mut self, result: Result<Option<Box<Pod>>, ClientError>) {
         self.is_patching = false;
         match result {
             Ok(mirror) => {
                 self.patch_retry.1.reset();
                 self.patch_retry.0 = None;
-                self.take_mirror(mirror.map(Arc::new));
+                self.take_mirror(mirror.map(|mirror| Arc::new(*mirror)));
             }
             Err(error) if error.is_not_found() => self.take_mirror(None),
             Err(error) => self.note_api_failure(&error),

@@ -24,6 +24,10 @@ pub fn status_patch(uid: &str, known: &PodStatus, wanted: &PodStatus) -> Result<
             "podIPs" | "hostIPs" => replaced(value),
             _ => value.clone(),
         };
+        // The API keeps an order of its own: conditions that differ in nothing else are the same.
+        if field == "conditions" && change.as_array().is_some_and(Vec::is_empty) {
+            continue;
+        }
         changes.insert(field.clone(), change);
     }
     for field in known.keys().filter(|field| !wanted.contains_key(*field)) {

@@ -118,11 +118,14 @@ fn hash(object: &Object, node: &str, path: &Path) -> String {
     context.finish().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A file's content, and the pod that it says or why it says none.
+type Read = (Vec<u8>, Result<Arc<Pod>, String>);
+
 /// The folder, and what was last read of it.
 pub struct Folder {
     path: PathBuf,
     node: String,
-    known: BTreeMap<PathBuf, (Vec<u8>, Result<Arc<Pod>, String>)>,
+    known: BTreeMap<PathBuf, Read>,
 }
 
 impl Folder {

@@ -42,7 +42,7 @@ pub(super) enum Done {
     Patched(Result<Box<Pod>, ClientError>),
     Deleted(Result<(), ClientError>),
     /// The mirror of a static pod was made, or (`None`) deleted.
-    Mirror(Result<Option<Pod>, ClientError>),
+    Mirror(Result<Option<Box<Pod>>, ClientError>),
     Refreshed(Result<(), VolumeError>),
     /// A running container was changed: its name, and what it was to have.
     Resized(String, Box<ResourceRequirements>, Result<(), RuntimeError>),

@@ -70,7 +70,7 @@ impl Prober {
             }
         };
         let looked = tokio::time::timeout(timeout, look).await;
-        looked.unwrap_or_else(|_| Err(late))
+        looked.unwrap_or(Err(late))
     }
 
     /// Runs a command in a container; one that takes too long is ended.

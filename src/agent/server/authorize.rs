@@ -48,12 +48,16 @@ struct Wish {
     subresource: &'static str,
 }
 
+/// Answers by their question, each with when it is forgotten.
+type Known<K, V> = Mutex<HashMap<K, (Instant, V)>>;
+
 /// Asks the API who somebody is and what they may do, and remembers the answers for a while.
 pub struct Access {
     node: String,
     client: Client,
-    tokens: Mutex<HashMap<Vec<u8>, (Instant, Option<Subject>)>>,
-    verdicts: Mutex<HashMap<Wish, (Instant, bool)>>,
+    /// By the hash of the token.
+    tokens: Known<Vec<u8>, Option<Subject>>,
+    verdicts: Known<Wish, bool>,
 }
 
 impl Access {

@@ -59,7 +59,7 @@ impl PodCgroup {
 
 /// What the whole machine has used.
 pub fn machine() -> Usage {
-    let meminfo = text(Path::new("/proc/meminfo")).unwrap_or_else(String::new);
+    let meminfo = text(Path::new("/proc/meminfo")).unwrap_or_default();
     let kib = |name: &str| field(&meminfo, name).unwrap_or(0) << 10;
     let memory_bytes = kib("MemTotal:").saturating_sub(kib("MemFree:"));
     Usage {
@@ -89,7 +89,7 @@ fn busy_ns(stat: &str, ticks_per_second: u64) -> u64 {
 
 fn unified(folder: &Path) -> Option<Usage> {
     let cpu = text(&folder.join("cpu.stat"))?;
-    let memory = text(&folder.join("memory.stat")).unwrap_or_else(String::new);
+    let memory = text(&folder.join("memory.stat")).unwrap_or_default();
     let memory_bytes = number(&folder.join("memory.current")).unwrap_or(0);
     let of = |name| field(&memory, name).unwrap_or(0);
     Some(Usage {
@@ -110,7 +110,7 @@ fn legacy(cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
     /// The kernel's word for no limit is the largest number of pages.
     const NO_LIMIT: u64 = 1 << 62;
     let cpu_ns = number(&cpu.join("cpuacct.usage"))?;
-    let stat = text(&memory.join("memory.stat")).unwrap_or_else(String::new);
+    let stat = text(&memory.join("memory.stat")).unwrap_or_default();
     let memory_bytes = number(&memory.join("memory.usage_in_bytes")).unwrap_or(0);
     let of = |name| field(&stat, name).unwrap_or(0);
     Some(Usage {

@@ -1,7 +1,7 @@
 //! `/stats/summary`, in upstream's form.
 
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::filesystem::Space;
 use super::{ContainerReading, NodeReading, PodReading, Reading};
@@ -67,7 +67,7 @@ fn space(at: Timestamp, space: Space) -> Value {
 fn network(at: Timestamp, traffic: &[Traffic]) -> Value {
     let interface = |one: &Traffic| json!({"name": one.interface, "rxBytes": one.rx_bytes, "rxErrors": one.rx_errors, "txBytes": one.tx_bytes, "txErrors": one.tx_errors});
     let interfaces: Vec<Value> = traffic.iter().map(interface).collect();
-    let mut network = interfaces.first().and_then(|first| first.as_object().cloned()).unwrap_or_else(Map::new);
+    let mut network = interfaces.first().and_then(|first| first.as_object().cloned()).unwrap_or_default();
     network.insert("time".to_owned(), json!(time(at)));
     network.insert("interfaces".to_owned(), Value::Array(interfaces));
     Value::Object(network)

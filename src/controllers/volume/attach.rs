@@ -140,7 +140,7 @@ impl Controller for Attach {
         let Some(source) = volume.as_deref().and_then(csi) else { return Ok(Requeue::Done) };
         let driver = self.drivers.get("", &source.driver);
         let needs_attach = driver.is_none_or(|driver| driver.spec.attach_required != Some(false));
-        let nodes = volume.as_deref().map(|volume| self.nodes_of(volume)).unwrap_or_else(BTreeSet::new);
+        let nodes = volume.as_deref().map(|volume| self.nodes_of(volume)).unwrap_or_default();
         let plan = plan(&nodes, needs_attach, &present);
         for node in &plan.attach {
             self.attach(&key.name, source, node).await?;
