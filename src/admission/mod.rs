@@ -18,9 +18,12 @@ mod default_toleration_seconds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod persistent_volume_claim_resize;
 mod priority;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
+mod storage_object_in_use_protection;
 mod taint_nodes;
 
 pub use default_toleration_seconds::TolerationSeconds;
@@ -57,6 +60,9 @@ static PLUGINS: &[&dyn Plugin] = &[
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
+    &storage_object_in_use_protection::StorageObjectInUseProtection,
+    &persistent_volume_claim_resize::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
     &default_ingress_class::DefaultIngressClass,
     &rbac_escalation::RbacEscalation,
     &certificate_requestor::CertificateRequestor,

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
+use super::csi::{CsiMounts, Drivers};
 use super::image::Images;
 use super::image::collect::Collector;
 use super::image::ledger::Ledger;
@@ -20,11 +21,12 @@ use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
 use super::pod::sandbox::ADDRESS_FILE;
+use super::pod::statics::Folder;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
 use super::stats::Stats;
-use super::volume::Volumes;
+use super::volume::{Volumes, reclaim};
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
@@ -74,6 +76,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     let scope = Scope { namespace: String::new(), query: own_node };
     let nodes = Informer::<Node>::start(tasks, config.client.clone(), scope);
     let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
+    let own_nodes = Arc::clone(&nodes);
     let informers = Informers::new(tasks, config.client.named("orch/network")).with_snapshots(&config.data_dir.join("informers"));
     let (slot, network) = watch::channel(None);
     let pods: Arc<Pods> = Arc::default();
@@ -86,7 +89,17 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     let (node, shared) =
         (Arc::clone(&keeper), Shared { config: config.clone(), informers: informers.clone(), tasks: tasks.clone() });
     until_cancelled(tasks, "pod network", async move { run_network(shared, node, nodes, slot).await });
-    let parts = Parts { config, informers, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
+    let parts = Parts {
+        config,
+        informers,
+        events,
+        keeper,
+        nodes: own_nodes,
+        network,
+        prober,
+        pods: Arc::clone(&pods),
+        tasks: tasks.clone(),
+    };
     until_cancelled(tasks, "pods", async move { parts.run().await });
     Ok((pods, stats))
 }
@@ -112,6 +125,7 @@ struct Parts {
     informers: Informers,
     events: Arc<dyn EventSink>,
     keeper: Arc<NodeKeeper>,
+    nodes: Arc<Informer<Node>>,
     network: NetworkSlot,
     prober: Prober,
     pods: Arc<Pods>,
@@ -120,7 +134,7 @@ struct Parts {
 
 impl Parts {
     async fn run(self) {
-        let Self { config, informers, events, keeper, network, prober, pods, tasks } = self;
+        let Self { config, informers, events, keeper, nodes, network, prober, pods, tasks } = self;
         let mut runtime_info = keeper.runtime_info();
         // Without an engine there is nothing that pods could be done with.
         let info = match runtime_info.wait_for(Option::is_some).await {
@@ -133,10 +147,14 @@ impl Parts {
         let told = Arc::clone(&mailboxes);
         let changed = Arc::new(move |uid: &str| told.source_changed(uid));
         let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
+        let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
+        let registering = Arc::clone(&drivers);
+        until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let context = Context {
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
+            seccomp_dir: config.data_dir.join("seccomp"),
             owner: config.owner.clone(),
             cluster_dns: Some(config.cluster_dns),
             cluster_domain: config.cluster_domain.clone(),
@@ -153,10 +171,17 @@ impl Parts {
             events,
             network,
             sources: Arc::new(sources),
-            volumes: Volumes::default(),
+            volumes: Volumes::new(
+                &config.data_dir,
+                config.storage_dir.clone(),
+                CsiMounts::new(Arc::clone(&drivers), &config.node_name, &config.data_dir),
+            ),
             prober,
             pods,
-            offer: offer(&config.data_dir, &info),
+            offer: offer(&config, &info),
+            grants: Default::default(),
+            allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+            nodes,
             starts: Semaphore::new((cores * 2).max(4)),
             tasks: tasks.clone(),
         };
@@ -164,7 +189,14 @@ impl Parts {
         let scope = Scope { namespace: String::new(), query };
         let informer = Informer::<Pod>::start(&tasks, config.client.clone(), scope);
         let checkpoints = Checkpoints::new(config.data_dir.join("checkpoints"));
-        Dispatcher::new(Arc::new(context), mailboxes, checkpoints).run(informer).await;
+        let statics = Folder::new(config.static_pods_dir.clone(), config.node_name.clone());
+        if let Err(error) = context.volumes.sweep() {
+            tracing::warn!(%error, "what a cut-off start left behind was not removed");
+        }
+        let context = Arc::new(context);
+        let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
+        until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
+        Dispatcher::new(context, mailboxes, checkpoints, statics).run(informer).await;
     }
 }
 
@@ -198,17 +230,20 @@ fn keep_images(
     });
 }
 
-fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
-    let capacity = facts::capacity(data_dir);
+fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
+    let capacity = facts::capacity(&config.data_dir);
+    let allocatable = config.reserve.allocatable(&capacity);
     NodeOffer {
         allocatable: Allocatable {
-            cpu_milli: capacity.cpus * 1_000,
-            memory_bytes: capacity.memory_bytes,
-            ephemeral_storage_bytes: capacity.ephemeral_storage_bytes,
+            cpu_milli: allocatable.cpu_milli,
+            memory_bytes: allocatable.memory_bytes,
+            ephemeral_storage_bytes: allocatable.ephemeral_storage_bytes,
         },
         memory_bytes: capacity.memory_bytes,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
+        has_recursive_read_only: info.has_recursive_read_only(),
+        has_apparmor: info.has_apparmor,
     }
 }
 

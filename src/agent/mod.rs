@@ -25,6 +25,7 @@ pub mod bootstrap;
 mod assembly;
 mod checkpoint;
 pub mod cleanup;
+mod csi;
 pub mod image;
 mod node;
 mod pod;
@@ -36,6 +37,7 @@ pub mod stats;
 pub mod tunnel;
 mod volume;
 
+pub use node::reserve::{Amounts, DEFAULT_EVICTION_HARD, EvictionThresholds, Reserve};
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
 
 /// Everything the agent needs; settings are resolved once, by `cmd`.
@@ -49,6 +51,8 @@ pub struct AgentConfig {
     pub external_ip: Option<IpAddr>,
     /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
     pub data_dir: PathBuf,
+    /// Where local volumes are made (`DATA/storage`).
+    pub storage_dir: PathBuf,
     /// Labels set at registration, and only then.
     pub labels: BTreeMap<String, String>,
     /// Taints set at registration, and only then.
@@ -73,6 +77,12 @@ pub struct AgentConfig {
     pub image_thresholds: Thresholds,
     /// Most pods that the node takes.
     pub max_pods: u32,
+    /// What of the machine is kept from pods.
+    pub reserve: Reserve,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// The folder of static pods' manifests.
+    pub static_pods_dir: PathBuf,
     pub client: Client,
     pub runtime: Arc<dyn Runtime>,
     pub clock: SharedClock,

@@ -1,11 +1,11 @@
-//! ConfigMaps, Secrets and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
+//! ConfigMaps, Secrets, claims and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
 //! a pod needs it; a change tells the pods that use it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use parking_lot::Mutex;
 
 use crate::client::informer::{Change, Informer, Scope};
@@ -49,13 +49,22 @@ pub struct Sources {
     changed: Changed,
     config_maps: Kept<ConfigMap>,
     secrets: Kept<Secret>,
+    claims: Kept<PersistentVolumeClaim>,
     services: Arc<Informer<Service>>,
 }
 
 impl Sources {
     /// All Services come from `services`; the rest is watched when it is asked for, in tasks of `tasks`.
     pub fn new(tasks: &TaskGroup, client: Client, services: Arc<Informer<Service>>, changed: Changed) -> Self {
-        Self { tasks: tasks.clone(), client, changed, config_maps: Kept::default(), secrets: Kept::default(), services }
+        Self {
+            tasks: tasks.clone(),
+            client,
+            changed,
+            config_maps: Kept::default(),
+            secrets: Kept::default(),
+            claims: Kept::default(),
+            services,
+        }
     }
 
     /// A ConfigMap for the pod `uid`, waiting for the API no longer than `patience` at the first look; `None` if there is none of that name.
@@ -69,7 +78,7 @@ impl Sources {
         name: &str,
         patience: Duration,
     ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
-        self.look(&self.config_maps, uid, (namespace, name), patience).await
+        self.look(&self.config_maps, |found| found.immutable == Some(true), uid, (namespace, name), patience).await
     }
 
     /// A Secret for the pod `uid`; `None` if there is none of that name.
@@ -83,7 +92,21 @@ impl Sources {
         name: &str,
         patience: Duration,
     ) -> Result<Option<Arc<Secret>>, SourceError> {
-        self.look(&self.secrets, uid, (namespace, name), patience).await
+        self.look(&self.secrets, |found| found.immutable == Some(true), uid, (namespace, name), patience).await
+    }
+
+    /// A claim for the pod `uid`; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn claim(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
+        self.look(&self.claims, |_| false, uid, (namespace, name), patience).await
     }
 
     /// All Services, once they are known.
@@ -104,11 +127,13 @@ impl Sources {
     pub fn release(&self, uid: &str) {
         release(&self.config_maps, uid);
         release(&self.secrets, uid);
+        release(&self.claims, uid);
     }
 
     async fn look<K: ApiObject>(
         &self,
         kept: &Kept<K>,
+        is_final: fn(&K) -> bool,
         uid: &str,
         (namespace, name): (&str, &str),
         patience: Duration,
@@ -116,7 +141,7 @@ impl Sources {
         let informer = {
             let mut kept = kept.0.lock();
             let key = (namespace.to_owned(), name.to_owned());
-            let watched = kept.entry(key).or_insert_with(|| self.watch(namespace, name));
+            let watched = kept.entry(key).or_insert_with(|| self.watch(namespace, name, is_final));
             watched.users.lock().insert(uid.to_owned());
             Arc::clone(&watched.informer)
         };
@@ -125,17 +150,21 @@ impl Sources {
         Ok(informer.get(namespace, name))
     }
 
-    fn watch<K: ApiObject>(&self, namespace: &str, name: &str) -> Watched<K> {
+    /// Watches an object; one that can change no more is watched no more.
+    fn watch<K: ApiObject>(&self, namespace: &str, name: &str, is_final: fn(&K) -> bool) -> Watched<K> {
         let tasks = self.tasks.child();
         let scope = Scope { namespace: namespace.to_owned(), query: format!("fieldSelector=metadata.name%3D{name}") };
         let informer = Informer::<K>::start(&tasks, self.client.clone(), scope);
         let users: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let (mut changes, changed, known) = (informer.subscribe(), Arc::clone(&self.changed), Arc::clone(&users));
-        let token = tasks.token();
+        let (token, watching) = (tasks.token(), tasks.clone());
         tasks.spawn(async move {
             while let Some(Some(change)) = token.run_until_cancelled(changes.next()).await {
                 if matches!(change, Change::Synced) {
                     continue;
+                }
+                if matches!(&change, Change::Applied { new, .. } if is_final(new)) {
+                    watching.cancel();
                 }
                 let users: Vec<String> = known.lock().iter().cloned().collect();
                 users.iter().for_each(|uid| changed(uid));

@@ -18,7 +18,7 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig};
+use crate::agent::{Agent, AgentConfig, Amounts, EvictionThresholds, Reserve};
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -67,11 +67,13 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
+    let static_pods_dir = settings.pod_manifest_path.clone().unwrap_or_else(|| parts.data_dir.join("static"));
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
     let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
+        storage_dir: storage_dir(settings, &parts.data_dir)?,
         external_ip: settings.node_external_ip,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
@@ -86,6 +88,9 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
         max_pods: settings.max_pods,
+        reserve: reserve(settings)?,
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
+        static_pods_dir,
         client: parts.client,
         runtime: Arc::clone(&runtime),
         clock: parts.clock,
@@ -102,6 +107,22 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         drop(lock);
     });
     Ok(())
+}
+
+/// Where local volumes are made; a path of the host that stays the same wherever `orch` is started from.
+fn storage_dir(settings: &NodeSettings, data_dir: &Path) -> Result<PathBuf, CmdError> {
+    let beside = data_dir.parent().unwrap_or(data_dir).join("storage");
+    let path = settings.default_local_storage_path.clone().unwrap_or(beside);
+    std::path::absolute(&path).map_err(|source| CmdError::DataDir { path, source })
+}
+
+fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {
+    let wrong = |flag: &'static str| move |why: String| CmdError::Setting(format!("--{flag}: {why}"));
+    Ok(Reserve {
+        system: Amounts::parse(&settings.system_reserved).map_err(wrong("system-reserved"))?,
+        kube: Amounts::parse(&settings.kube_reserved).map_err(wrong("kube-reserved"))?,
+        eviction_hard: EvictionThresholds::parse(&settings.eviction_hard).map_err(wrong("eviction-hard"))?,
+    })
 }
 
 /// Where the engine is: as given, as Docker's own client finds it, or where it usually is.

@@ -58,9 +58,27 @@ pub struct NodeSettings {
     /// Port of the node's own HTTPS server (logs, exec, metrics)
     #[arg(long, env = "ORCH_KUBELET_PORT", default_value_t = 10250, value_name = "PORT")]
     pub kubelet_port: u16,
+    /// Folder in which local volumes are made [default: DATA_DIR/storage]
+    #[arg(long, env = "ORCH_DEFAULT_LOCAL_STORAGE_PATH", value_name = "DIR")]
+    pub default_local_storage_path: Option<PathBuf>,
     /// Socket of the Docker engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
     #[arg(long, env = "ORCH_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// Folder of static pods' manifests [default: DATA_DIR/agent/static]
+    #[arg(long, env = "ORCH_POD_MANIFEST_PATH", value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Resources that are kept for the system: cpu=100m,memory=200Mi,ephemeral-storage=1Gi
+    #[arg(long, env = "ORCH_SYSTEM_RESERVED", default_value = "", value_name = "AMOUNTS")]
+    pub system_reserved: String,
+    /// Resources that are kept for orch and Docker
+    #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
+    pub kube_reserved: String,
+    /// Margins of free memory and disk below which pods are evicted
+    #[arg(long, env = "ORCH_EVICTION_HARD", default_value = crate::agent::DEFAULT_EVICTION_HARD, value_name = "THRESHOLDS")]
+    pub eviction_hard: String,
+    /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
+    #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// File with mirrors of registries, credentials and certificates, in k3s' form
     #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
     pub private_registry: PathBuf,

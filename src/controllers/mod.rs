@@ -43,6 +43,7 @@ mod service_cidr;
 mod service_lb;
 mod status;
 mod taint_eviction;
+mod volume;
 
 pub use queue::Queue;
 pub use runner::{Seen, Watches};
@@ -50,6 +51,7 @@ pub use runner::{Seen, Watches};
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
     ("addressrepair", address_repair::address_repair),
+    ("attachdetach", volume::attach),
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
@@ -57,12 +59,18 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),
     ("endpointslicemirroring", endpoints::mirror::mirroring),
+    ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
+    ("localpathprovisioner", volume::local_path),
     ("namespace", namespace::namespace),
     ("nodeidentity", node_identity::node_identity),
     ("nodeipam", node_ipam::node_ipam),
     ("nodelifecycle", node_lifecycle::node_lifecycle),
+    ("persistentvolumebinder", volume::binder),
+    ("persistentvolumeexpander", volume::expand),
     ("podgc", pod_gc::pod_gc),
+    ("pvcprotection", volume::claim_protection),
+    ("pvprotection", volume::volume_protection),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),

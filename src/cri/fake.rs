@@ -264,6 +264,10 @@ impl ExecControl for FakeExec {
         Ok(())
     }
 
+    async fn kill(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn exit_code(&self) -> Result<i32, RuntimeError> {
         Ok(self.exit_code)
     }
@@ -283,6 +287,7 @@ impl Runtime for Fake {
             cgroup_version: 2,
             root_dir: "/nonexistent".into(),
             can_lower_oom_score: true,
+            ..RuntimeInfo::default()
         })
     }
 
@@ -424,6 +429,10 @@ impl Runtime for Fake {
         let image = image.ok_or_else(|| RuntimeError::NotFound(format!("No such image: {reference}")))?;
         inner.images.insert(name.to_owned(), image);
         Ok(())
+    }
+
+    async fn unpack_image(&self, _image: &str, _target: &std::path::Path) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Failed("the fake has no images to unpack".to_owned()))
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -3,7 +3,7 @@
 //!
 //! Containers outlive `orch`. Everything needed to find them again is in their labels (see [`labels`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub mod labels {
     /// The node (its uid or name and data dir) that owns the container: several agents may share an engine.
     pub const OWNER: &str = "io.orch.owner";
     pub const ATTEMPT: &str = "io.orch.attempt";
+    /// The OCI runtime that a sandbox was made with, where it is not the engine's default.
+    pub const OCI_RUNTIME: &str = "io.orch.oci-runtime";
     /// Hash of the container's spec: a change means a restart.
     pub const SPEC_HASH: &str = "io.orch.spec-hash";
 }
@@ -47,6 +49,18 @@ pub struct RuntimeInfo {
     pub root_dir: PathBuf,
     /// Whether the kernel lets the engine lower an OOM score.
     pub can_lower_oom_score: bool,
+    /// Names of the OCI runtimes that the engine knows.
+    pub runtimes: BTreeSet<String>,
+    /// Whether the engine confines containers with AppArmor.
+    pub has_apparmor: bool,
+}
+
+impl RuntimeInfo {
+    /// Whether read-only mounts can be recursive: from API 1.44 (Docker 25) on.
+    pub fn has_recursive_read_only(&self) -> bool {
+        let mut parts = self.api_version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next(), parts.next()) >= (Some(1), Some(44))
+    }
 }
 
 /// Who makes cgroups.
@@ -70,6 +84,10 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Parent cgroup, in the form of the cgroup driver; "" leaves it to the engine.
     pub cgroup_parent: String,
+    /// Name of the OCI runtime; "" is the engine's default.
+    pub oci_runtime: String,
+    /// `user:…`, `role:…`, `type:…`, `level:…` for SELinux.
+    pub selinux: Vec<String>,
 }
 
 /// A container of a pod.
@@ -86,10 +104,13 @@ pub struct ContainerSpec {
     pub working_dir: String,
     pub labels: BTreeMap<String, String>,
     pub mounts: Vec<Mount>,
+    pub host_devices: Vec<Device>,
     pub sandbox_id: String,
     /// Join the PID namespace of the sandbox.
     pub share_pid: bool,
     pub host_pid: bool,
+    /// Join the PID namespace of this container instead.
+    pub pid_of: Option<String>,
     /// `uid[:gid]`; "" keeps the image's user.
     pub user: String,
     pub supplemental_groups: Vec<i64>,
@@ -98,6 +119,17 @@ pub struct ContainerSpec {
     pub no_new_privileges: bool,
     pub capabilities_add: Vec<String>,
     pub capabilities_drop: Vec<String>,
+    pub seccomp: Seccomp,
+    /// Name of an AppArmor profile, or `unconfined`; `None` leaves it to the engine.
+    pub apparmor: Option<String>,
+    /// As for the sandbox.
+    pub selinux: Vec<String>,
+    /// Show all of /proc and /sys, writable where the kernel has it.
+    pub unmasked_proc: bool,
+    /// Devices that a driver of the engine hands out.
+    pub devices: Vec<DeviceRequest>,
+    /// As for the sandbox.
+    pub oci_runtime: String,
     pub stdin: bool,
     pub stdin_once: bool,
     pub tty: bool,
@@ -110,6 +142,26 @@ pub struct ContainerSpec {
     pub log_max_files: u32,
 }
 
+/// Which system calls a container may make.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    /// All.
+    #[default]
+    Unconfined,
+    /// Those of the engine's own profile.
+    RuntimeDefault,
+    /// Those of a profile: its JSON text.
+    Profile(String),
+}
+
+/// Devices from a driver of the engine (`nvidia`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRequest {
+    pub driver: String,
+    pub count: i64,
+    pub capabilities: Vec<String>,
+}
+
 /// Limits, in the kernel's units; `None` sets none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -118,6 +170,8 @@ pub struct Resources {
     pub cpu_period_us: Option<i64>,
     pub memory_bytes: Option<i64>,
     pub pids: Option<i64>,
+    /// Bytes in huge pages by resource name; a pod's cgroup has them, the engine knows no such limit of a container.
+    pub huge_pages: Vec<(String, i64)>,
 }
 
 /// A bind mount.
@@ -126,7 +180,17 @@ pub struct Mount {
     pub host_path: PathBuf,
     pub container_path: String,
     pub read_only: bool,
+    /// Whether what is mounted below is read-only too; only where the engine can (see [`RuntimeInfo::has_recursive_read_only`]).
+    pub recursive_read_only: bool,
     pub propagation: Propagation,
+}
+
+/// A device of the host that a container has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    pub host_path: PathBuf,
+    pub container_path: String,
+    pub read_only: bool,
 }
 
 /// Mount propagation.
@@ -229,6 +293,8 @@ pub trait ExecControl: Send + Sync {
     async fn resize(&self, columns: u16, rows: u16) -> Result<(), RuntimeError>;
     /// The exit code; call it when the outputs have ended.
     async fn exit_code(&self) -> Result<i32, RuntimeError>;
+    /// Ends the command by force; a container's first process is left as it is.
+    async fn kill(&self) -> Result<(), RuntimeError>;
 }
 
 /// What to run in a container.
@@ -304,6 +370,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError>;
     /// Gives an image one more name.
     async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError>;
+    /// Writes the files of an image that is there into an empty directory.
+    async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError>;
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
 }

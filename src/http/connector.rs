@@ -67,7 +67,7 @@ impl Endpoint {
         Ok(Self::new(tls, host, uri.port_u16().unwrap_or(if tls { 443 } else { 80 })))
     }
 
-    /// `host:port`.
+    /// `host:port`, as a `Host` header has it.
     pub fn authority(&self) -> String {
         if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
     }

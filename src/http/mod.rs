@@ -9,7 +9,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 
 pub mod connector;
+pub mod h2c;
 pub mod listener;
+pub mod once;
 pub mod reverse;
 pub mod spdy;
 pub mod streams;

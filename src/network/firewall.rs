@@ -18,6 +18,7 @@ use tokio::process::Command;
 use super::NetworkError;
 use super::attach::hex;
 
+mod accepts;
 mod table;
 pub(super) mod watch;
 
@@ -82,7 +83,7 @@ impl Firewall {
     /// As [`ensure`](Self::ensure).
     pub(super) async fn remove(&self) -> Result<(), NetworkError> {
         let removed = self.table.remove().await;
-        let Some(iptables) = find("iptables") else { return removed };
+        let Some(iptables) = find("iptables") else { return removed.and(self.remove_accepts().await) };
         for chain in FORWARD_CHAINS {
             for rule in self.accepts() {
                 // That the rule is not there is what was wanted.
@@ -133,7 +134,10 @@ impl Firewall {
     }
 
     async fn ensure_accepts(&self) -> Result<(), NetworkError> {
-        let Some(iptables) = find("iptables") else { return Ok(()) };
+        let Some(iptables) = find("iptables") else {
+            let set = async { accepts::ensure(&self.table.nft()?, &self.name, self.cluster_cidr).await };
+            return set.await.map_err(|error| NetworkError::step("let pod traffic through", error));
+        };
         let forward = run(&iptables, &["-w", "5", "-S", "FORWARD"], "").await?;
         // Docker makes its chain, and a jump to it; where either is missing (`iptables -F` leaves the policy), the chain itself.
         let user = run(&iptables, &["-w", "5", "-S", "DOCKER-USER"], "").await.ok();
@@ -150,10 +154,15 @@ impl Firewall {
         Ok(())
     }
 
-    /// Two rules, as `iptables -S` prints them: from the pods, to the pods.
+    async fn remove_accepts(&self) -> Result<(), NetworkError> {
+        let removed = async { accepts::remove(&self.table.nft()?, &self.name).await };
+        removed.await.map_err(|error| NetworkError::step("remove what let pod traffic through", error))
+    }
+
+    /// Two rules, as `iptables -S` prints them: from pods, to pods; those of other nodes too, to which a NodePort may lead.
     fn accepts(&self) -> [Vec<String>; 2] {
         ["-s", "-d"].map(|direction| {
-            let cidr = self.pod_cidr.to_string();
+            let cidr = self.cluster_cidr.to_string();
             [direction, &cidr, "-m", "comment", "--comment", &self.name, "-j", "ACCEPT"].map(str::to_owned).to_vec()
         })
     }
@@ -226,6 +235,6 @@ mod tests {
         );
         assert!(firewall.set_nodes(vec![]) && !firewall.set_nodes(vec![]));
         let rule = firewall.accepts()[1].join(" ");
-        assert_eq!(rule, format!("-d 10.42.3.0/24 -m comment --comment {} -j ACCEPT", firewall.name));
+        assert_eq!(rule, format!("-d 10.42.0.0/16 -m comment --comment {} -j ACCEPT", firewall.name));
     }
 }

@@ -117,9 +117,11 @@ pub struct PodNetwork {
     mtu: AtomicU32,
     host: Handle,
     firewall: Firewall,
-    pub(in crate::network) gate: Gate,
     rules_wanted: Notify,
     rules_missing: AtomicBool,
+    /// Whether everything was taken away: nothing may be set any more.
+    rules_gone: tokio::sync::Mutex<bool>,
+    pub(in crate::network) gate: Gate,
     tasks: TaskGroup,
 }
 
@@ -133,16 +135,16 @@ impl PodNetwork {
         let host = open(tasks)?;
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
-        let mtu = AtomicU32::new(config.mtu);
         let network = Arc::new(Self {
+            mtu: AtomicU32::new(config.mtu),
             config,
             ipam,
-            mtu,
             host,
             firewall,
-            gate: Gate::new(),
             rules_wanted: Notify::new(),
             rules_missing: AtomicBool::new(false),
+            rules_gone: tokio::sync::Mutex::default(),
+            gate: Gate::new(),
             tasks: tasks.clone(),
         });
         let mut watch = Watch::open(&network.firewall).await;
@@ -174,10 +176,22 @@ impl PodNetwork {
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
     pub async fn ensure_rules(&self) {
+        let gone = self.rules_gone.lock().await;
+        if *gone {
+            return;
+        }
         let result = self.firewall.ensure().await;
+        drop(gone);
         self.rules_missing.store(result.is_err(), Ordering::Relaxed);
         if let Err(error) = result {
             tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
+        }
+    }
+
+    /// The addresses of nodes that know the way back to this node's pods: they see a pod's own address.
+    pub(crate) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) {
+        if self.firewall.set_nodes(nodes) {
+            self.rules_wanted.notify_one();
         }
     }
 
@@ -195,13 +209,6 @@ impl PodNetwork {
         let ip = self.ipam.lock().allocate(pod.metadata.uid.as_deref().unwrap_or(""))?;
         self.gate.admit(Arc::new(PodFacts::from(pod)), ip).await?;
         Ok(PodAddress { ip })
-    }
-
-    /// The addresses of nodes that know the way back to this node's pods: they see a pod's own address.
-    pub(crate) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) {
-        if self.firewall.set_nodes(nodes) {
-            self.rules_wanted.notify_one();
-        }
     }
 
     /// Gives a pod its interface and address; a pod that has them keeps them, and what is missing is repaired. `sandbox_pid`
@@ -278,6 +285,7 @@ impl PodNetwork {
     /// # Errors
     /// The first step that failed.
     pub async fn cleanup(&self) -> Result<(), NetworkError> {
+        *self.rules_gone.lock().await = true;
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
@@ -286,6 +294,8 @@ impl PodNetwork {
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
         let removed = policy::remove(&self.config.node).await;
         removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
+        let removed = proxy::remove(&self.config.node).await;
+        removed.map_err(|error| NetworkError::step("remove the rules of Services", error))?;
         self.firewall.remove().await
     }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::pod_info::PodInfo;
+use super::volumes::{Storage, VolumePlan, pre_bind};
 use crate::client::recorder::{EventType, Recorder, reference};
 use crate::client::{Client, ClientError, PatchKind};
 use crate::rt::TaskGroup;
@@ -36,15 +37,21 @@ pub struct Binder {
     clock: SharedClock,
     slots: Arc<Semaphore>,
     failed: mpsc::UnboundedSender<Failed>,
+    storage: Arc<Storage>,
 }
 
 impl Binder {
     /// A binder, and where it tells of bindings that failed. At most one message a pod that is being bound waits there.
-    pub fn new(tasks: &TaskGroup, client: Client, clock: SharedClock) -> (Self, mpsc::UnboundedReceiver<Failed>) {
+    pub fn new(
+        tasks: &TaskGroup,
+        client: Client,
+        clock: SharedClock,
+        storage: Arc<Storage>,
+    ) -> (Self, mpsc::UnboundedReceiver<Failed>) {
         let recorder = Recorder::new(tasks, &client, "default-scheduler", "", &clock);
         let (failed, results) = mpsc::unbounded_channel();
         let slots = Arc::new(Semaphore::new(PARALLEL));
-        (Self { tasks: tasks.clone(), client, recorder, clock, slots, failed }, results)
+        (Self { tasks: tasks.clone(), client, recorder, clock, slots, failed, storage }, results)
     }
 
     /// Waits until one more binding may start. Cancel safe.
@@ -55,32 +62,50 @@ impl Binder {
         }
     }
 
-    /// Binds a pod to a node, in a task of its own.
-    pub fn bind(&self, pod: Arc<PodInfo>, node: String, attempts: u32) {
+    /// Binds a pod to a node, in a task of its own; first its volumes, as the plan says.
+    pub fn bind(&self, pod: Arc<PodInfo>, node: String, attempts: u32, volumes: VolumePlan) {
         let binder = self.clone();
+        self.storage.promise(&volumes, &node);
         self.tasks.spawn(async move {
-            let Ok(_slot) = binder.slots.acquire().await else { return };
-            let outcome = tokio::time::timeout(CALL, binder.post(&pod, &node)).await;
-            let message = match outcome {
-                Ok(Ok(())) => {
-                    let message = format!("Successfully assigned {}/{} to {node}", pod.namespace(), pod.name());
-                    binder.recorder.event(&reference(&*pod.pod), EventType::Normal, "Scheduled", message);
-                    return;
-                }
-                Ok(Err(error)) if error.is_not_found() => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("the binding took too long".to_owned()),
+            let bound = binder.bind_volumes(&volumes, &node).await;
+            binder.storage.settle(&volumes);
+            let outcome = match bound {
+                Ok(()) => binder.bind_pod(&pod, &node).await,
+                Err(why) => Err(Some(why)),
             };
+            let Err(message) = outcome else { return };
             if let Some(message) = &message {
                 tracing::warn!(pod = pod.name(), namespace = pod.namespace(), node, error = message, "binding failed");
-                let message = format!("binding rejected: {message}");
-                binder.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message);
+                binder.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
             }
             // The receiver is gone only when the scheduler ends.
             if binder.failed.send(Failed { pod, attempts, is_settled: message.is_none() }).is_err() {
                 tracing::debug!("the scheduler has ended");
             }
         });
+    }
+
+    async fn bind_volumes(&self, volumes: &VolumePlan, node: &str) -> Result<(), String> {
+        if *volumes == VolumePlan::default() {
+            return Ok(());
+        }
+        let bound = pre_bind(&self.storage, &self.client, volumes, node).await;
+        bound.map_err(|error| format!("running PreBind plugin \"VolumeBinding\": binding volumes: {error}"))
+    }
+
+    /// Binds a pod; the error is what is to be said, or nothing if the pod is gone.
+    async fn bind_pod(&self, pod: &PodInfo, node: &str) -> Result<(), Option<String>> {
+        let Ok(_slot) = self.slots.acquire().await else { return Err(None) };
+        match tokio::time::timeout(CALL, self.post(pod, node)).await {
+            Ok(Ok(())) => {
+                let message = format!("Successfully assigned {}/{} to {node}", pod.namespace(), pod.name());
+                self.recorder.event(&reference(&*pod.pod), EventType::Normal, "Scheduled", message);
+                Ok(())
+            }
+            Ok(Err(error)) if error.is_not_found() => Err(None),
+            Ok(Err(error)) => Err(Some(format!("binding rejected: {error}"))),
+            Err(_) => Err(Some("binding rejected: the binding took too long".to_owned())),
+        }
     }
 
     async fn post(&self, pod: &PodInfo, node: &str) -> Result<(), ClientError> {

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::client::informer::{Change, Informers, Subscription};
+use crate::kinds::core::pod::resources;
 use crate::rt::TaskGroup;
 use crate::rt::clock::{self, SharedClock};
 
@@ -17,17 +19,18 @@ mod bind;
 pub mod filter;
 pub mod pod_info;
 pub mod queue;
-pub mod resources;
 pub mod score;
 pub mod snapshot;
 pub mod verdict;
+pub mod volumes;
 
 use bind::{Binder, Failed};
 use filter::{Cycle, FILTERS, HelpedBy};
 use pod_info::PodInfo;
 use queue::{FilterSet, Queue};
 use snapshot::Snapshot;
-use verdict::Verdict;
+use verdict::{BY_VOLUMES, Verdict, set_of};
+use volumes::{Storage, VolumePlan};
 
 /// The name by which pods ask for this scheduler.
 const NAME: &str = "default-scheduler";
@@ -44,13 +47,20 @@ pub struct SchedulerConfig {
 
 /// Starts the scheduler in `tasks`; it ends with its token. To be called on the leader only.
 pub fn run(tasks: &TaskGroup, client: Client, config: SchedulerConfig) {
-    let (binder, failed) = Binder::new(tasks, client.named("orch/scheduler"), config.clock);
+    let storage = Storage::new(&config.informers);
+    let (binder, failed) = Binder::new(tasks, client.named("orch/scheduler"), config.clock, Arc::clone(&storage));
     let pods = config.informers.of::<Pod>().subscribe();
     let nodes = config.informers.of::<Node>().subscribe();
-    let scheduler = Scheduler { snapshot: Snapshot::default(), queue: Queue::default(), binder, start: 0 };
+    let changes = VolumeChanges::new(&storage);
+    let scheduler =
+        Scheduler { snapshot: Snapshot::with_storage(Arc::clone(&storage) as _), queue: Queue::default(), binder, start: 0 };
     let token = tasks.token();
     tasks.critical("scheduler", async move {
-        token.run_until_cancelled(scheduler.run(pods, nodes, failed)).await;
+        let run = async {
+            storage.synced().await;
+            scheduler.run(pods, nodes, changes, failed).await;
+        };
+        token.run_until_cancelled(run).await;
     });
 }
 
@@ -61,6 +71,53 @@ const BY_NODE: FilterSet = FilterSet::MAX;
 fn by_pods(what: HelpedBy) -> FilterSet {
     let dependent = FILTERS.iter().enumerate().filter(|(_, filter)| filter.helped_by >= what);
     dependent.fold(0, |set, (index, _)| set | 1 << index)
+}
+
+/// What changes of storage concern pods that wait.
+struct VolumeChanges {
+    storage: Arc<Storage>,
+    claims: Subscription<PersistentVolumeClaim>,
+    volumes: Subscription<PersistentVolume>,
+    classes: Subscription<StorageClass>,
+}
+
+impl VolumeChanges {
+    fn new(storage: &Arc<Storage>) -> Self {
+        let (claims, volumes) = (storage.claims().subscribe(), storage.volumes_informer().subscribe());
+        Self { claims, volumes, classes: storage.classes().subscribe(), storage: Arc::clone(storage) }
+    }
+
+    /// Takes what has changed; whether anything has.
+    fn drain(&mut self) -> bool {
+        let mut claims = false;
+        while self.claims.try_next().is_some() {
+            claims = true;
+        }
+        if claims {
+            self.storage.tell();
+        }
+        let mut others = false;
+        while self.volumes.try_next().is_some() {
+            others = true;
+        }
+        while self.classes.try_next().is_some() {
+            others = true;
+        }
+        claims || others
+    }
+
+    /// Waits for a change; false when the informers have ended. Cancel safe.
+    async fn next(&mut self) -> bool {
+        let is_claim = tokio::select! {
+            change = self.claims.next() => change.map(|_| true),
+            change = self.volumes.next() => change.map(|_| false),
+            change = self.classes.next() => change.map(|_| false),
+        };
+        if is_claim == Some(true) {
+            self.storage.tell();
+        }
+        is_claim.is_some()
+    }
 }
 
 struct Scheduler {
@@ -76,6 +133,7 @@ impl Scheduler {
         mut self,
         mut pods: Subscription<Pod>,
         mut nodes: Subscription<Node>,
+        mut volumes: VolumeChanges,
         mut failed: mpsc::UnboundedReceiver<Failed>,
     ) {
         if !self.fill(&mut pods, &mut nodes).await {
@@ -83,6 +141,9 @@ impl Scheduler {
         }
         loop {
             self.drain(&mut pods, &mut nodes, &mut failed);
+            if volumes.drain() {
+                self.queue.wake(set_of(BY_VOLUMES), clock::instant());
+            }
             let mut tried = 0;
             while tried < BATCH && self.schedule_one() {
                 tried += 1;
@@ -102,6 +163,10 @@ impl Scheduler {
                 change = nodes.next() => match change {
                     Some(change) => self.node_changed(change),
                     None => return,
+                },
+                is_news = volumes.next() => match is_news {
+                    true => self.queue.wake(set_of(BY_VOLUMES), clock::instant()),
+                    false => return,
                 },
                 Some(failed) = failed.recv() => self.binding_failed(failed),
                 () = tokio::time::sleep_until(due.unwrap_or_else(clock::instant)), if due.is_some() => {}
@@ -153,8 +218,9 @@ impl Scheduler {
         match verdict::choose(&cycle, &self.snapshot, &mut self.start) {
             Verdict::Place(slot) => {
                 let node = self.snapshot.node(slot).name.clone();
+                let volumes = cycle.claims.plan(self.snapshot.node(slot)).unwrap_or_else(|_| VolumePlan::default());
                 self.snapshot.place(Arc::clone(&pod), &node);
-                self.binder.bind(pod, node, attempts);
+                self.binder.bind(pod, node, attempts, volumes);
             }
             Verdict::Unschedulable { message, filters } => {
                 self.binder.report_unschedulable(&pod, message);

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use super::pod_info::PodInfo;
 use super::resources::Resources;
+use super::volumes::Lookup;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -100,9 +101,30 @@ pub struct Snapshot {
     guarded: HashMap<String, usize>,
     /// Nodes that hold each image.
     image_nodes: HashMap<String, i64>,
+    storage: StorageSlot,
+}
+
+/// Where claims and volumes are looked up; nowhere in a snapshot of nodes alone.
+#[derive(Default)]
+struct StorageSlot(Option<Arc<dyn Lookup>>);
+
+impl std::fmt::Debug for StorageSlot {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(if self.0.is_some() { "storage" } else { "no storage" })
+    }
 }
 
 impl Snapshot {
+    /// A snapshot without nodes that looks up claims and volumes there.
+    pub fn with_storage(storage: Arc<dyn Lookup>) -> Self {
+        Self { storage: StorageSlot(Some(storage)), ..Self::default() }
+    }
+
+    /// Where claims and volumes are looked up.
+    pub fn storage(&self) -> Option<&dyn Lookup> {
+        self.storage.0.as_deref()
+    }
+
     /// The slots of nodes that exist.
     pub fn live(&self) -> &[usize] {
         &self.live

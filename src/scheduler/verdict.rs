@@ -21,9 +21,22 @@ pub enum Verdict {
     Unschedulable { message: String, filters: FilterSet },
 }
 
+/// The filters that changes of claims, volumes and classes may let pods through.
+pub const BY_VOLUMES: &[&str] = &["VolumeRestrictions", "VolumeBinding", "VolumeZone"];
+
+/// Filters by their names.
+pub fn set_of(names: &[&str]) -> FilterSet {
+    let named = FILTERS.iter().enumerate().filter(|(_, filter)| names.contains(&filter.name));
+    named.fold(0, |set, (index, _)| set | 1 << index)
+}
+
 /// Chooses a node. `start` is where the search begins among the nodes, and moves on, so that all nodes get their turn.
 pub fn choose(cycle: &Cycle<'_>, snapshot: &Snapshot, start: &mut usize) -> Verdict {
     let live = snapshot.live();
+    if let Some(why) = cycle.claims.blocked.as_ref().filter(|_| !live.is_empty()) {
+        let message = format!("0/{} nodes are available: {why}.", live.len());
+        return Verdict::Unschedulable { message, filters: set_of(BY_VOLUMES) };
+    }
     let mut fitting = Vec::with_capacity(ENOUGH.min(live.len()));
     let mut filters: FilterSet = 0;
     let first = start.checked_rem(live.len()).unwrap_or(0);

@@ -20,6 +20,8 @@ pub struct RequestInfo {
     pub resource: String,
     pub subresource: String,
     pub name: String,
+    /// Of a list or watch, as it was sent.
+    pub label_selector: String,
     /// What follows the subresource (`…/proxy/a/b`), as it was sent, without the leading slash.
     pub rest: String,
 }
@@ -122,6 +124,7 @@ impl RequestInfo {
         let value = |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         if matches!(self.verb.as_str(), "get" | "watch") {
             self.name = value("fieldSelector").and_then(exact_name).unwrap_or_default();
+            self.label_selector = value("labelSelector").unwrap_or("").to_owned();
         }
         self.verb = match self.verb.as_str() {
             "get" if value("watch").is_some_and(is_true) => "watch",

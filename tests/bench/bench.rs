@@ -7,6 +7,7 @@ mod api;
 mod client;
 mod dns;
 mod pods;
+mod proxy;
 mod server;
 
 use server::Server;
@@ -20,6 +21,7 @@ const GROUPS: &[Group] = &[
     ("idle", server::idle),
     ("api", api::run),
     ("pods", pods::run),
+    ("proxy", proxy::run),
     ("dns", dns::run),
 ];
 

@@ -203,9 +203,11 @@ fn pods_of_a_lost_node_run_elsewhere() {
         let taints = kubectl.jsonpath(&["node", &lost.name], "{.spec.taints}");
         if taints.is_empty() { Ok(()) } else { Err(taints) }
     });
-    assert_eq!(kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.deletionTimestamp}"), "");
+    wait_for("the old pods to be gone from the API", MINUTE, || {
+        let leaving = kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.deletionTimestamp}");
+        if leaving.is_empty() { Ok(()) } else { Err(leaving) }
+    });
     assert_eq!(stays.running("c").len(), 4);
-    // A node that is removed for good: its pods are collected.
     kubectl.run(["delete", "deploy", "web"]);
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 mod away;
+mod csi;
 mod dns;
 mod engine;
 mod figures;
@@ -11,5 +12,7 @@ mod healing;
 mod host;
 mod images;
 mod join;
+mod podlife;
 mod quickstart;
 mod services;
+mod storage;

@@ -141,6 +141,7 @@ async fn a_container_lives_in_its_sandbox() {
         host_path: dir.path().to_owned(),
         container_path: "/data".to_owned(),
         read_only: true,
+        recursive_read_only: false,
         propagation: Propagation::Private,
     }];
     // Created before the sandbox runs, started after.

@@ -80,14 +80,10 @@ impl NetCluster {
             0 => vec![
                 "server".to_owned(),
                 format!("--write-kubeconfig={}", host.folder.join("kubeconfig.local").display()),
-                format!("--service-cidr=10.{}.0.0/16", 160 + number),
                 format!("--cluster-cidr={}", self.cluster_cidr()),
+                format!("--service-cidr=10.{}.0.0/16", 160 + number),
             ],
-            _ => vec![
-                "agent".to_owned(),
-                format!("--join={}", self.url()),
-                format!("--token={}", self.token()),
-            ],
+            _ => vec!["agent".to_owned(), format!("--join={}", self.url()), format!("--token={}", self.token())],
         };
         flags.extend([
             format!("--data-dir={}", self.data(at).display()),

@@ -11,3 +11,4 @@ mod failure;
 mod overlay;
 mod policy;
 mod rules;
+mod services;

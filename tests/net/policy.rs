@@ -98,6 +98,7 @@ fn becomes(what: &str, probes: &[(&Pod<'_>, &Pod<'_>, u16, bool)]) {
 fn policies_hold_within_a_host_and_across() {
     let mut cluster = NetCluster::start(&[0, 0]);
     ingress_and_egress(&cluster);
+    names_and_services(&cluster);
     first_packets_are_filtered(&cluster);
     rules_outlive_the_agent(&mut cluster);
 }
@@ -199,6 +200,46 @@ fn ingress_and_egress(cluster: &NetCluster) {
     assert!(web.run(&format!("ping -c 1 -W 1 {node}")).is_ok());
     kubectl.run(["delete", "networkpolicy", "--all"]);
     becomes("egress open again", &[(&web, &near, 82, true)]);
+}
+
+/// DNS and Services are judged by what answers.
+fn names_and_services(cluster: &NetCluster) {
+    let kubectl = cluster.kubectl();
+    let [asker, _answerer] = [("asker", 1), ("answerer", 2)].map(|(name, host)| Pod::start(cluster, "default", name, host));
+    kubectl.run(["expose", "pod", "answerer", "--port=8080", "--target-port=81"]);
+    let ip: Ipv4Addr = kubectl.jsonpath(&["service", "answerer"], "{.spec.clusterIP}").parse().unwrap();
+    let resolves = || {
+        asker.run("dig +short +tries=1 +time=1 kubernetes.default.svc.cluster.local").is_ok_and(|said| said.contains(".0.1\n"))
+    };
+    let is = |what: &str, names: bool, service: bool| {
+        wait_for(what, EFFECT, || {
+            let seen = (resolves(), asker.reaches(ip, 8080));
+            if seen == (names, service) { Ok(()) } else { Err(format!("names, Service: {seen:?}")) }
+        });
+    };
+    let egress = |rule: &str| {
+        policy(
+            &kubectl,
+            "egress",
+            &format!("podSelector: {{matchLabels: {{app: asker}}}}, policyTypes: [Egress], egress: [{rule}]"),
+        )
+    };
+    is("names and Services without a policy", true, true);
+    egress("");
+    is("neither", false, false);
+    egress(
+        "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}]}",
+    );
+    is("the rule that everybody writes for DNS", true, false);
+    egress("{to: [{podSelector: {matchLabels: {app: answerer}}}], ports: [{port: 8080}]}");
+    is("the port of the Service", false, false);
+    egress("{to: [{podSelector: {matchLabels: {app: answerer}}}], ports: [{port: 81}]}");
+    is("the port of the pod", false, true);
+    egress(&format!("{{to: [{{ipBlock: {{cidr: {ip}/32}}}}]}}"));
+    is("the address of the Service", false, false);
+    kubectl.run(["delete", "networkpolicy", "--all"]);
+    is("names and Services again", true, true);
+    kubectl.run(["delete", "service/answerer", "pod/asker", "pod/answerer"]);
 }
 
 /// Pods that send from their first moment on: nothing arrives before their policy.

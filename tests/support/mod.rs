@@ -226,6 +226,12 @@ impl Drop for Cluster {
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|mount| mount.starts_with(&ours)) {
             let _unmounted = Command::new("umount").arg("-l").arg(mount).status();
         }
+        for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+            if backing.starts_with(&ours) {
+                let _detached = Command::new("losetup").arg("-d").arg(Path::new("/dev").join(device.file_name())).status();
+            }
+        }
     }
 }
 

@@ -130,7 +130,9 @@ impl Images {
     fn backing_off(&self, key: &(String, String)) -> Option<ImageFailure> {
         let failed = self.failed.lock();
         let known = failed.get(key)?;
-        let left = Duration::try_from(known.until.duration_since(self.clock.now())).ok().filter(|left| !left.is_zero())?;
+        let left = Duration::try_from(known.until.duration_since(self.clock.now())).ok();
+        // What is farther away than any back-off comes from before the clock was set back.
+        let left = left.filter(|left| !left.is_zero() && *left <= BACKOFF_CAP)?;
         let message = format!("Back-off pulling image \"{}\": ErrImagePull: {}", key.1, known.message);
         Some(ImageFailure { reason: "ImagePullBackOff", message, retry_after: left })
     }

@@ -4,14 +4,19 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 
+use crate::api::quantity::{Format, Quantity};
 use crate::cri::RuntimeInfo;
 
 /// What the machine has to give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Capacity {
-    pub cpus: i64,
+    pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub ephemeral_storage_bytes: i64,
+    /// Bytes in huge pages, by the name of the resource (`hugepages-2Mi`); those sizes too of which there are none.
+    pub huge_pages: Vec<(String, i64)>,
+    /// NVIDIA's devices that the kernel knows.
+    pub gpus: i64,
 }
 
 /// The machine's capacity; `data_dir` says whose disk counts.
@@ -23,7 +28,28 @@ pub fn capacity(data_dir: &Path) -> Capacity {
         let (blocks, size) = (i128::from(stat.blocks()), i128::from(stat.fragment_size()));
         i64::try_from(blocks * size).unwrap_or(i64::MAX)
     });
-    Capacity { cpus: i64::try_from(cpus).unwrap_or(1), memory_bytes: memory, ephemeral_storage_bytes: disk.unwrap_or(0) }
+    Capacity {
+        cpu_milli: i64::try_from(cpus).unwrap_or(1) * 1_000,
+        memory_bytes: memory,
+        ephemeral_storage_bytes: disk.unwrap_or(0),
+        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
+        gpus: std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| i64::try_from(gpus.flatten().count()).unwrap_or(0)),
+    }
+}
+
+/// Huge pages by size, from the kernel's `hugepages-2048kB/nr_hugepages`.
+fn huge_pages(folder: &Path) -> Vec<(String, i64)> {
+    let Ok(sizes) = std::fs::read_dir(folder) else { return Vec::new() };
+    let size = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let kib: i64 = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let count: i64 = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+        let page = Quantity::new(kib << 10, Format::BinarySi);
+        Some((format!("hugepages-{page}"), count.saturating_mul(kib << 10)))
+    };
+    let mut all: Vec<_> = sizes.flatten().filter_map(size).collect();
+    all.sort();
+    all
 }
 
 /// `MemTotal` of `/proc/meminfo` in bytes.
@@ -80,10 +106,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn huge_pages_by_size() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, count) in [("hugepages-2048kB", "3\n"), ("hugepages-1048576kB", "0\n")] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("nr_hugepages"), count).unwrap();
+        }
+        assert_eq!(huge_pages(folder.path()), [("hugepages-1Gi".to_owned(), 0), ("hugepages-2Mi".to_owned(), 6 << 20)]);
+    }
+
+    #[test]
     fn files_of_the_kernel() {
         assert_eq!(total_memory("MemTotal:       24567890 kB\nMemFree: 1 kB\n"), Some(24_567_890 << 10));
         assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n").as_deref(), Some("Debian GNU/Linux 12"));
         let here = capacity(Path::new("/"));
-        assert!(here.cpus > 0 && here.memory_bytes > 0 && here.ephemeral_storage_bytes > 0);
+        assert!(here.cpu_milli > 0 && here.memory_bytes > 0 && here.ephemeral_storage_bytes > 0);
     }
 }

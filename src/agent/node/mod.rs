@@ -19,6 +19,7 @@ use crate::rt::Backoff;
 
 pub mod facts;
 mod object;
+pub mod reserve;
 
 use object::{Health, StatusInput};
 
@@ -167,7 +168,11 @@ impl NodeKeeper {
         let health = self.health().await;
         let images = if with_images { images(&*self.config.runtime).await } else { None };
         let info = facts::system_info(self.runtime.borrow().as_ref());
-        let capacity = facts::capacity(&self.config.data_dir);
+        let mut capacity = facts::capacity(&self.config.data_dir);
+        // Only Docker's NVIDIA runtime can give devices to containers.
+        if !self.runtime.borrow().as_ref().is_some_and(|info| info.runtimes.contains("nvidia")) {
+            capacity.gpus = 0;
+        }
         let now = self.config.clock.now();
         object::status(StatusInput { config: &self.config, capacity, info, health: &health, images, known, now })
     }

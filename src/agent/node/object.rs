@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use super::facts::{Capacity, architecture};
 use crate::agent::AgentConfig;
+use crate::agent::pod::resources::GPU;
+use crate::api::quantity::{Format, Quantity};
+use crate::kinds::storage::local_path;
 
 /// Whether the node can run pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,22 +37,37 @@ fn own_labels(config: &AgentConfig) -> BTreeMap<String, String> {
     own.chain(role).collect()
 }
 
+/// Annotations that every node carries.
+fn own_annotations(config: &AgentConfig) -> BTreeMap<String, String> {
+    BTreeMap::from([(local_path::NODE_DIRECTORY.to_owned(), config.storage_dir.display().to_string())])
+}
+
 /// The Node as it is registered.
 pub fn registration(config: &AgentConfig, status: NodeStatus) -> Node {
     let mut labels = own_labels(config);
     labels.extend(config.labels.clone());
     Node {
-        metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels),
+            annotations: Some(own_annotations(config)),
+            ..ObjectMeta::default()
+        },
         spec: Some(NodeSpec { taints: Some(config.taints.clone()).filter(|taints| !taints.is_empty()), ..NodeSpec::default() }),
         status: Some(status),
     }
 }
 
-/// The patch that gives a node that is already registered the labels it must have; `None` if it has them.
+/// The patch that gives a node that is already registered the labels and annotations it must have; `None` if it has them.
 pub fn label_patch(config: &AgentConfig, node: &Node) -> Option<Value> {
-    let present = node.metadata.labels.clone().unwrap_or_default();
-    let missing: BTreeMap<_, _> = own_labels(config).into_iter().filter(|(key, value)| present.get(key) != Some(value)).collect();
-    (!missing.is_empty()).then(|| json!({"metadata": {"labels": missing}}))
+    let missing = |wanted: BTreeMap<String, String>, present: Option<&BTreeMap<String, String>>| -> BTreeMap<String, String> {
+        let has = |key: &String, value: &String| present.is_some_and(|present| present.get(key) == Some(value));
+        wanted.into_iter().filter(|(key, value)| !has(key, value)).collect()
+    };
+    let labels = missing(own_labels(config), node.metadata.labels.as_ref());
+    let annotations = missing(own_annotations(config), node.metadata.annotations.as_ref());
+    let is_complete = labels.is_empty() && annotations.is_empty();
+    (!is_complete).then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
 }
 
 /// What a node's status is computed from.
@@ -67,15 +85,8 @@ pub struct StatusInput<'a> {
 /// The status of the node.
 pub fn status(input: StatusInput<'_>) -> NodeStatus {
     let StatusInput { config, capacity, info, health, images, known, now } = input;
-    let amounts: BTreeMap<String, Typed> = [
-        ("cpu", capacity.cpus.to_string()),
-        ("memory", format!("{}Ki", capacity.memory_bytes >> 10)),
-        ("ephemeral-storage", format!("{}Ki", capacity.ephemeral_storage_bytes >> 10)),
-        ("pods", config.max_pods.to_string()),
-    ]
-    .into_iter()
-    .map(|(name, text)| (name.to_owned(), Typed(text)))
-    .collect();
+    let allocatable = config.reserve.allocatable(&capacity);
+    let (capacity, allocatable) = with_foreign(amounts(config, &capacity), amounts(config, &allocatable), known);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
         addresses: Some(
@@ -88,8 +99,8 @@ pub fn status(input: StatusInput<'_>) -> NodeStatus {
             .flatten()
             .collect(),
         ),
-        allocatable: Some(amounts.clone()),
-        capacity: Some(amounts),
+        allocatable: Some(allocatable),
+        capacity: Some(capacity),
         conditions: Some(conditions(health, known, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
@@ -98,6 +109,36 @@ pub fn status(input: StatusInput<'_>) -> NodeStatus {
         node_info: Some(info),
         ..known.clone()
     }
+}
+
+fn amounts(config: &AgentConfig, capacity: &Capacity) -> BTreeMap<String, Typed> {
+    let table = [
+        ("cpu", Quantity::from_milli(capacity.cpu_milli, Format::DecimalSi).to_string()),
+        ("memory", format!("{}Ki", capacity.memory_bytes >> 10)),
+        ("ephemeral-storage", format!("{}Ki", capacity.ephemeral_storage_bytes >> 10)),
+        ("pods", config.max_pods.to_string()),
+    ];
+    let huge = capacity.huge_pages.iter().map(|(name, bytes)| (name.clone(), format!("{}Ki", bytes >> 10)));
+    let gpus = (capacity.gpus > 0).then(|| (GPU.to_owned(), capacity.gpus.to_string()));
+    let own = table.into_iter().map(|(name, text)| (name.to_owned(), text)).chain(huge).chain(gpus);
+    // In the API server's own form, so that what comes back is no change.
+    own.map(|(name, text)| (name, Quantity::parse(&text).map_or(Typed(text), Quantity::to_typed))).collect()
+}
+
+/// Adds the resources that others have put into the status: extended resources, as an administrator or a device plugin does.
+fn with_foreign(
+    mut capacity: BTreeMap<String, Typed>,
+    mut allocatable: BTreeMap<String, Typed>,
+    known: &NodeStatus,
+) -> (BTreeMap<String, Typed>, BTreeMap<String, Typed>) {
+    for (name, amount) in known.capacity.iter().flatten().filter(|(name, _)| name.contains('/') && *name != GPU) {
+        let at_most =
+            |given: &&Typed| Quantity::try_from(*given).ok().zip(Quantity::try_from(amount).ok()).is_some_and(|(a, b)| a <= b);
+        let given = known.allocatable.as_ref().and_then(|amounts| amounts.get(name)).filter(at_most);
+        allocatable.insert(name.clone(), given.unwrap_or(amount).clone());
+        capacity.insert(name.clone(), amount.clone());
+    }
+    (capacity, allocatable)
 }
 
 fn conditions(health: &Health, known: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {

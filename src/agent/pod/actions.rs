@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use super::state::{Instance, Member, PodRuntime, Records, Role};
+use super::state::{Instance, Member, PodRuntime, RESTART_BACKOFF_CAP, Records, Role, SANDBOX_BACKOFF_CAP, held};
 use crate::cri::labels;
 
 /// What is wanted of the pod.
@@ -32,6 +32,8 @@ pub struct Kill {
     pub container: String,
     pub id: String,
     pub message: String,
+    /// Containers that are to end before this one is told to, as far as the grace period allows.
+    pub after: Vec<String>,
 }
 
 /// What to do now, and when to ask again if nothing happens.
@@ -105,14 +107,16 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
 }
 
 fn stop(s: &Situation<'_>, plan: &mut Plan) {
-    let is_sidecar = |name: &str| s.members.iter().any(|member| member.name() == name && member.role == Role::Sidecar);
     let running: Vec<_> = s.runtime.instances().filter(|(_, instance)| instance.is_running()).collect();
-    let others_run = running.iter().any(|(name, _)| !is_sidecar(name));
-    for (name, instance) in &running {
-        // Sidecars serve the application to its end.
-        if !(s.in_flight.contains(*name) || others_run && is_sidecar(name)) {
-            plan.kill.push(kill(name, instance, format!("Stopping container {name}")));
-        }
+    let runs = |name: &str| running.iter().any(|(running, _)| *running == name);
+    for (name, instance) in running.iter().filter(|(name, _)| !s.in_flight.contains(*name)) {
+        // Sidecars serve the application to its end, and those that came first serve the later ones.
+        let place = s.members.iter().position(|member| member.name() == *name && member.role == Role::Sidecar);
+        let comes_before =
+            |(at, member): &(usize, &Member)| place.is_some_and(|place| *at > place) && member.role != Role::Ephemeral;
+        let later = s.members.iter().enumerate().filter(comes_before).map(|(_, member)| member.name());
+        let after = later.filter(|later| runs(later)).map(str::to_owned).collect();
+        plan.kill.push(Kill { after, ..kill(name, instance, format!("Stopping container {name}")) });
     }
     plan.teardown = running.is_empty() && s.in_flight.is_empty() && !s.sandbox_in_flight;
 }
@@ -122,11 +126,13 @@ fn run(s: &Situation<'_>, plan: &mut Plan) {
     if !sandbox(s, plan) {
         return;
     }
+    // Ephemeral containers are for looking into what goes wrong: also into an initialization that does not end.
+    if s.runtime.running_sandbox().is_some() {
+        s.members.iter().filter(|member| member.role == Role::Ephemeral).for_each(|member| container(s, plan, member));
+    }
     let app_runs = s.members.iter().filter(|member| member.role == Role::App).any(|member| has_current(s, member));
     if init(s, plan, app_runs) {
-        for member in s.members.iter().filter(|member| matches!(member.role, Role::App | Role::Ephemeral)) {
-            container(s, plan, member);
-        }
+        s.members.iter().filter(|member| member.role == Role::App).for_each(|member| container(s, plan, member));
     }
 }
 
@@ -158,7 +164,7 @@ fn sandbox(s: &Situation<'_>, plan: &mut Plan) -> bool {
     if any_runs && s.runtime.running_sandbox().is_none() {
         return false;
     }
-    if let Some(retry_at) = s.records.sandbox_retry_at.filter(|at| *at > s.now) {
+    if let Some(retry_at) = held(s.records.sandbox_retry_at, s.now, SANDBOX_BACKOFF_CAP) {
         plan.wake(retry_at);
         return false;
     }
@@ -192,10 +198,15 @@ fn init(s: &Situation<'_>, plan: &mut Plan, app_runs: bool) -> bool {
             }
             continue;
         }
-        let latest = s.runtime.latest(member.name()).filter(|_| has_current(s, member) && plan.sandbox.is_none());
+        let latest = s.runtime.latest(member.name()).filter(|_| has_current(s, member));
         match latest {
             Some(latest) if member.role == Role::Init && latest.is_exited() && latest.detail.exit_code == 0 => {}
-            Some(latest) if member.role == Role::Sidecar && latest.is_running() && s.records.probe(latest).started => {
+            Some(latest)
+                if member.role == Role::Sidecar
+                    && latest.is_running()
+                    && s.records.probe(latest).started
+                    && !s.in_flight.contains(member.name()) =>
+            {
                 container(s, plan, member);
             }
             Some(_) => {
@@ -225,7 +236,10 @@ fn container(s: &Situation<'_>, plan: &mut Plan, member: &Member) {
         }
     } else if latest.is_leftover() {
         start(s, plan, member);
-    } else if latest.is_exited() && restarts(s.pod, member, latest.detail.exit_code) {
+    } else if latest.is_exited()
+        && (restarts(s.pod, member, latest.detail.exit_code)
+            || s.records.resize_restarts.get(member.name()) == Some(&latest.detail.id))
+    {
         match s.records.restart_hold(member.name(), latest, s.now) {
             Some((until, _)) => plan.wake(until),
             None => start(s, plan, member),
@@ -237,6 +251,9 @@ fn reason_to_kill(s: &Situation<'_>, member: &Member, latest: &Instance) -> Opti
     if latest.detail.labels.get(labels::SPEC_HASH).is_some_and(|hash| *hash != member.hash) {
         return Some(format!("Container {} definition changed, will be restarted", member.name()));
     }
+    if s.records.resize_restarts.get(member.name()) == Some(&latest.detail.id) {
+        return Some(format!("Container {} resize requires restart", member.name()));
+    }
     let unhealthy = s.records.unhealthy.get(member.name())?;
     (unhealthy.id == latest.detail.id).then(|| unhealthy.message.clone())
 }
@@ -245,8 +262,9 @@ fn start(s: &Situation<'_>, plan: &mut Plan, member: &Member) {
     if s.in_flight.contains(member.name()) {
         return;
     }
-    if let Some(waiting) = s.records.waiting.get(member.name()).filter(|waiting| waiting.retry_at > s.now) {
-        return plan.wake(waiting.retry_at);
+    let waiting = s.records.waiting.get(member.name()).map(|waiting| waiting.retry_at);
+    if let Some(retry_at) = held(waiting, s.now, RESTART_BACKOFF_CAP) {
+        return plan.wake(retry_at);
     }
     let latest = s.runtime.latest(member.name());
     let leftover = latest.filter(|latest| latest.is_leftover());
@@ -260,7 +278,7 @@ fn start(s: &Situation<'_>, plan: &mut Plan, member: &Member) {
 }
 
 fn kill(container: &str, instance: &Instance, message: String) -> Kill {
-    Kill { container: container.to_owned(), id: instance.detail.id.clone(), message }
+    Kill { container: container.to_owned(), id: instance.detail.id.clone(), message, after: Vec::new() }
 }
 
 #[cfg(test)]

@@ -34,7 +34,13 @@ fn words(plan: &Plan) -> String {
     let mut words = Vec::new();
     words.extend(plan.sandbox.map(|attempt| format!("sandbox {attempt}")));
     words.extend(plan.start.iter().map(|start| format!("start {} {}", start.container, start.attempt)));
-    words.extend(plan.kill.iter().map(|kill| format!("kill {}", kill.id)));
+    words.extend(plan.kill.iter().map(|kill| {
+        if kill.after.is_empty() {
+            format!("kill {}", kill.id)
+        } else {
+            format!("kill {} after {}", kill.id, kill.after.join(" "))
+        }
+    }));
     words.extend(plan.remove.iter().map(|id| format!("remove {id}")));
     words.extend(plan.teardown.then(|| "teardown".to_owned()));
     words.extend(plan.wake_at.map(|wake| format!("wake {}", wake.as_second() - at(0).as_second())));
@@ -126,7 +132,7 @@ fn back_offs_hold() {
     records.waiting.insert("a".to_owned(), waiting);
     check(&Case { records, ..case("image fails", spec.clone(), &[], "wake 7") }, Desire::Run);
     let mut records = attached();
-    let unhealthy = Unhealthy { id: "a-1".to_owned(), message: "m".to_owned() };
+    let unhealthy = Unhealthy { id: "a-1".to_owned(), message: "m".to_owned(), grace_seconds: None };
     records.unhealthy.insert("a".to_owned(), unhealthy);
     check(&Case { records, ..case("unhealthy", spec, &[("a", 1, Is::Running)], "kill a-1") }, Desire::Run);
 }
@@ -136,6 +142,10 @@ fn init_containers_go_first() {
     let done = |name| (name, 0, Is::Exited(0, -5));
     let table = [
         case("first", with_init("Always"), &[], "start i1 0"),
+        Case {
+            records: Records::default(),
+            ..case("agent restarted while the pod initializes", with_init("Always"), &[done("i1")], "sandbox 0, start s 0")
+        },
         case("first runs", with_init("Always"), &[("i1", 0, Is::Running)], ""),
         case("first failed", with_init("Always"), &[("i1", 0, Is::Exited(1, -5))], "start i1 1"),
         case("first failed for good", with_init("Never"), &[("i1", 0, Is::Exited(1, -5))], ""),
@@ -167,8 +177,15 @@ fn init_containers_go_first() {
 fn stopping() {
     let all = [("i1", 0, Is::Exited(0, -5)), ("s", 0, Is::Running), ("a", 0, Is::Running)];
     let table = [
-        case("application first", with_init("Always"), &all, "kill a-0"),
+        case("application first", with_init("Always"), &all, "kill a-0, kill s-0 after a"),
         case("sidecars then", with_init("Always"), &[("s", 0, Is::Running), ("a", 0, Is::Exited(0, 0))], "kill s-0"),
+        case(
+            "sidecars in reverse",
+            json!({"initContainers": [{"name": "s1", "restartPolicy": "Always"}, {"name": "s2", "restartPolicy": "Always"}],
+                "containers": [{"name": "a"}]}),
+            &[("s1", 0, Is::Running), ("s2", 0, Is::Running), ("a", 0, Is::Running)],
+            "kill a-0, kill s1-0 after s2 a, kill s2-0 after a",
+        ),
         case("all ended", plain(), &[("a", 0, Is::Exited(0, 0))], "teardown"),
         Case { sandbox: None, ..case("never ran", plain(), &[], "teardown") },
     ];

@@ -61,7 +61,14 @@ pub fn apply(class: QosClass, uid: &str, driver: CgroupDriver, resources: &Resou
             ("cpu.max", quota.map(|_| format!("{} {period}", max(quota)))),
             ("memory.max", memory.map(|_| max(memory))),
         ];
-        for (file, value) in settings {
+        let huge = resources.huge_pages.iter().flat_map(|(name, bytes)| {
+            // `hugepages-2Mi` is the kernel's `hugetlb.2MB`.
+            let size = name.trim_start_matches("hugepages-").replace('i', "B");
+            let file = |end: &str| (format!("hugetlb.{size}.{end}"), Some(bytes.to_string()));
+            [file("limit_in_bytes"), file("max")]
+        });
+        let settings = settings.into_iter().map(|(file, value)| (file.to_owned(), value));
+        for (file, value) in settings.chain(huge) {
             let path = directory.join(file);
             let Some(value) = value.filter(|_| path.exists()) else { continue };
             if let Err(error) = std::fs::write(&path, value) {

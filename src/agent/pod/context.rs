@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::super::image::Images;
@@ -14,9 +14,12 @@ use super::super::pods::Pods;
 use super::super::probe::Prober;
 use super::super::sources::Sources;
 use super::super::volume::Volumes;
+use super::admit::Grants;
 use super::fields::{Allocatable, FieldContext};
 use crate::client::Client;
+use crate::client::informer::Informer;
 use crate::cri::{CgroupDriver, Runtime};
+use crate::kinds::core::pod::resources::Resources;
 use crate::network::{NetworkError, NodeTraffic, PodAddress};
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
@@ -48,19 +51,40 @@ pub struct NodeOffer {
     pub memory_bytes: i64,
     pub cgroup_driver: CgroupDriver,
     pub can_lower_oom_score: bool,
+    pub has_recursive_read_only: bool,
+    pub has_apparmor: bool,
 }
 
 /// The network, once the node has its range.
 pub type NetworkSlot = watch::Receiver<Option<Arc<dyn SandboxNetwork>>>;
 
-/// The volumes of a pod that are set up: their host paths by name.
-pub type MountedVolumes = BTreeMap<String, PathBuf>;
+/// A volume that is set up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountedVolume {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// Whether no container may write, whatever its mount says.
+    pub read_only: bool,
+    /// Whether it is a raw device.
+    pub is_device: bool,
+}
+
+impl From<PathBuf> for MountedVolume {
+    fn from(path: PathBuf) -> Self {
+        Self { path, ..Self::default() }
+    }
+}
+
+/// The volumes of a pod that are set up, by name.
+pub type MountedVolumes = BTreeMap<String, MountedVolume>;
 
 /// What every pod worker shares.
 pub struct Context {
     pub node_ip: IpAddr,
     /// `DATA/agent/pods`.
     pub pods_dir: PathBuf,
+    /// `DATA/agent/seccomp`: the profiles that pods name.
+    pub seccomp_dir: PathBuf,
     /// Identifies this agent among those that share an engine: value of the label `io.orch.owner`.
     pub owner: String,
     pub cluster_dns: Option<IpAddr>,
@@ -76,12 +100,37 @@ pub struct Context {
     pub prober: Prober,
     pub pods: Arc<Pods>,
     pub offer: NodeOffer,
+    /// What the node's pods were granted.
+    pub grants: Grants,
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// The node's own object.
+    pub nodes: Arc<Informer<Node>>,
     /// Bounds how many containers start at one time.
     pub starts: Semaphore,
     pub tasks: TaskGroup,
 }
 
 impl Context {
+    /// The node's own object, once the API has told it.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.nodes.list().into_iter().next()
+    }
+
+    /// What the node can give to pods, in all.
+    pub fn allocatable(&self) -> Resources {
+        let told = self.node().and_then(|node| node.status.as_ref().and_then(|status| status.allocatable.clone()));
+        match told {
+            Some(told) => Resources::parse(Some(&told)),
+            None => Resources {
+                cpu_millis: self.offer.allocatable.cpu_milli,
+                memory_bytes: self.offer.allocatable.memory_bytes,
+                ephemeral_bytes: self.offer.allocatable.ephemeral_storage_bytes,
+                pods: i64::MAX,
+                extended: Vec::new(),
+            },
+        }
+    }
+
     /// Records an event about a pod, or one of its containers.
     pub fn event(&self, pod: &Pod, container: Option<&str>, is_warning: bool, reason: &str, message: &str) {
         self.events.event(&reference(pod, container), is_warning, reason, message);

@@ -8,12 +8,15 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::context::Context;
-use super::mailbox::Mailbox;
+use super::mailbox::{Letters, Mailbox};
+use super::statics::{self, Folder};
 use super::worker::Worker;
 use crate::agent::checkpoint::Checkpoints;
 use crate::client::informer::{Change, Informer};
+use crate::client::{DeleteOptions, Preconditions};
 use crate::cri::{RuntimeEvent, labels};
 
 /// The mailboxes of the workers by pod uid.
@@ -43,12 +46,18 @@ pub struct Dispatcher {
     mailboxes: Arc<Mailboxes>,
     checkpoints: Checkpoints,
     is_synced: bool,
+    folder: Folder,
+    /// The static pods that are wanted, by namespace and name.
+    statics: BTreeMap<(String, String), Arc<Pod>>,
+    /// A worker has ended.
+    ended: Arc<Notify>,
 }
 
 impl Dispatcher {
     /// A dispatcher whose workers are tasks of the context's group.
-    pub fn new(context: Arc<Context>, mailboxes: Arc<Mailboxes>, checkpoints: Checkpoints) -> Self {
-        Self { context, mailboxes, checkpoints, is_synced: false }
+    pub fn new(context: Arc<Context>, mailboxes: Arc<Mailboxes>, checkpoints: Checkpoints, folder: Folder) -> Self {
+        let (statics, ended) = (BTreeMap::new(), Arc::new(Notify::new()));
+        Self { context, mailboxes, checkpoints, is_synced: false, folder, statics, ended }
     }
 
     /// Runs until the agent stops.
@@ -56,37 +65,114 @@ impl Dispatcher {
         let mut changes = pods.subscribe();
         let mut events = self.context.runtime.events();
         let token = self.context.tasks.token();
+        let mut manifests = Box::pin(self.folder.changes());
+        self.read_statics(&pods).await;
         // What was last known runs at once, whether or not the API answers.
         for pod in self.checkpoints.load().await {
             self.give(Arc::new(pod));
         }
         loop {
+            let ended = Arc::clone(&self.ended);
             tokio::select! {
                 () = token.cancelled() => return,
                 change = changes.next() => match change {
-                    Some(Change::Applied { old, new }) => {
-                        let replaced = old.as_ref().filter(|old| old.metadata.uid != new.metadata.uid);
-                        if let Some(old) = replaced {
-                            self.withdraw(old.metadata.uid.as_deref().unwrap_or("")).await;
-                        }
-                        self.give(Arc::clone(&new));
-                        if old.is_none_or(|old| differs(&old, &new)) {
-                            self.checkpoints.save(&new).await;
-                        }
-                    }
-                    Some(Change::Deleted(pod)) => self.withdraw(pod.metadata.uid.as_deref().unwrap_or("")).await,
-                    Some(Change::Synced) => {
-                        self.is_synced = true;
-                        self.forget_missing(&pods).await;
-                        self.adopt_orphans().await;
-                    }
+                    Some(change) => self.note(change, &pods).await,
                     None => return,
                 },
                 event = events.next() => match event {
                     Some(event) => self.pass_on(event).await,
                     None => return,
                 },
+                _ = manifests.next() => self.read_statics(&pods).await,
+                () = ended.notified() => self.start_statics(&pods),
             }
+        }
+    }
+
+    async fn note(&mut self, change: Change<Pod>, pods: &Informer<Pod>) {
+        match change {
+            Change::Applied { new, .. } if statics::is_mirror(&new) => self.show_mirror(&new, true).await,
+            Change::Deleted(pod) if statics::is_mirror(&pod) => self.show_mirror(&pod, false).await,
+            Change::Applied { old, new } => {
+                let replaced = old.as_ref().filter(|old| old.metadata.uid != new.metadata.uid);
+                if let Some(old) = replaced {
+                    self.withdraw(old.metadata.uid.as_deref().unwrap_or("")).await;
+                }
+                self.give(Arc::clone(&new));
+                if old.is_none_or(|old| differs(&old, &new)) {
+                    self.checkpoints.save(&new).await;
+                }
+            }
+            Change::Deleted(pod) => self.withdraw(pod.metadata.uid.as_deref().unwrap_or("")).await,
+            Change::Synced => {
+                self.is_synced = true;
+                self.forget_missing(pods).await;
+                self.adopt_orphans().await;
+                self.sweep().await;
+            }
+        }
+    }
+
+    /// Takes over what the folder of static pods says now.
+    async fn read_statics(&mut self, pods: &Informer<Pod>) {
+        let wanted = self.folder.read(self.context.clock.now()).await;
+        let wanted: BTreeMap<_, _> = wanted.into_iter().map(|pod| (statics::key(&pod), pod)).collect();
+        let before = std::mem::replace(&mut self.statics, wanted);
+        for (key, pod) in &before {
+            let now = self.statics.get(key);
+            if now.is_none_or(|now| now.metadata.uid != pod.metadata.uid) {
+                self.withdraw(pod.metadata.uid.as_deref().unwrap_or("")).await;
+            }
+            if let Some(mirror) = pods.get(&key.0, &key.1).filter(|pod| now.is_none() && statics::is_mirror(pod)) {
+                self.delete_mirror(&mirror);
+            }
+        }
+        self.start_statics(pods);
+    }
+
+    /// Starts the static pods that do not run, unless one of the same name has not ended yet.
+    fn start_statics(&self, pods: &Informer<Pod>) {
+        for ((namespace, name), pod) in &self.statics {
+            let uid = pod.metadata.uid.as_deref().unwrap_or("");
+            let mine = |view: Arc<Pod>| (view.metadata.uid.as_deref() != Some(uid)).then_some(view.metadata.uid.clone());
+            let earlier = self.context.pods.pod(namespace, name).and_then(mine).flatten();
+            if self.mailboxes.get(uid).is_some() || earlier.is_some_and(|earlier| self.mailboxes.get(&earlier).is_some()) {
+                continue;
+            }
+            self.give(Arc::clone(pod));
+            if let Some(mirror) = pods.get(namespace, name) {
+                self.tell(uid, |letters| letters.mirror = Some(Some(mirror)));
+            }
+        }
+    }
+
+    /// Tells a static pod's worker of its mirror; a mirror of nothing is deleted.
+    async fn show_mirror(&self, mirror: &Arc<Pod>, is_there: bool) {
+        match self.statics.get(&statics::key(mirror)) {
+            Some(pod) => {
+                let uid = pod.metadata.uid.as_deref().unwrap_or("");
+                self.tell(uid, |letters| letters.mirror = Some(is_there.then(|| Arc::clone(mirror))));
+            }
+            None if is_there => self.delete_mirror(mirror),
+            None => {}
+        }
+    }
+
+    fn delete_mirror(&self, mirror: &Pod) {
+        let (client, (namespace, name)) = (self.context.client.clone(), statics::key(mirror));
+        let preconditions = Some(Preconditions { uid: mirror.metadata.uid.clone(), resource_version: None });
+        let options = DeleteOptions { grace_period_seconds: Some(0), preconditions, ..DeleteOptions::default() };
+        self.context.tasks.spawn(async move {
+            // If this fails, the mirror is seen again when the API is heard anew.
+            if let Err(error) = client.delete::<Pod>(&namespace, &name, &options).await {
+                tracing::debug!(namespace, name, %error, "the mirror of a static pod that is gone was not deleted");
+            }
+        });
+    }
+
+    fn tell(&self, uid: &str, write: impl FnOnce(&mut Letters)) {
+        if let Some(mailbox) = self.mailboxes.get(uid) {
+            mailbox.tell(write);
         }
     }
 
@@ -98,10 +184,11 @@ impl Dispatcher {
         let mailbox = Arc::new(Mailbox::default());
         self.mailboxes.0.lock().insert(uid.clone(), Arc::clone(&mailbox));
         let worker = Worker::new(Arc::clone(&self.context), mailbox, pod);
-        let mailboxes = Arc::clone(&self.mailboxes);
+        let (mailboxes, ended) = (Arc::clone(&self.mailboxes), Arc::clone(&self.ended));
         self.context.tasks.spawn(async move {
             worker.run().await;
             mailboxes.0.lock().remove(&uid);
+            ended.notify_one();
         });
     }
 
@@ -114,7 +201,9 @@ impl Dispatcher {
 
     /// Pods that are known from before and that the API does not have any more.
     async fn forget_missing(&self, pods: &Informer<Pod>) {
-        let present: BTreeSet<String> = pods.list().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let listed = pods.list();
+        let present = listed.iter().chain(self.statics.values()).filter_map(|pod| pod.metadata.uid.clone());
+        let present: BTreeSet<String> = present.collect();
         let known: Vec<String> = self.mailboxes.0.lock().keys().cloned().collect();
         for uid in known.iter().filter(|uid| !present.contains(*uid)) {
             self.withdraw(uid).await;
@@ -127,6 +216,33 @@ impl Dispatcher {
             Ok(containers) => containers.iter().for_each(|container| self.adopt(&container.labels)),
             // The runtime says Resync when it is back; the orphans are looked for again then.
             Err(error) => tracing::debug!(%error, "cannot look for orphaned containers"),
+        }
+    }
+
+    /// Directories of pods that nobody knows and that have no containers: what is mounted in them is taken down.
+    async fn sweep(&self) {
+        let Ok(containers) = self.context.runtime.list().await else { return };
+        let helpers = containers.iter().filter(|one| one.labels.get(labels::TYPE).is_some_and(|kind| kind == "image-volume"));
+        for helper in helpers {
+            if let Err(error) = self.context.runtime.remove(&helper.id).await {
+                tracing::warn!(id = helper.id, %error, "a container that an image was unpacked from stays");
+            }
+        }
+        let Ok(mut entries) = tokio::fs::read_dir(&self.context.pods_dir).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let Ok(uid) = entry.file_name().into_string() else { continue };
+            let has_containers = containers.iter().any(|one| one.labels.get(labels::POD_UID) == Some(&uid));
+            if has_containers || self.mailboxes.get(&uid).is_some() {
+                continue;
+            }
+            tracing::info!(uid, "the directory of a pod that is gone: taking down its volumes");
+            let removed = match self.context.volumes.tear_down(&self.context, &uid).await {
+                Ok(()) => tokio::fs::remove_dir_all(entry.path()).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(uid, error, "the directory of a pod stays");
+            }
         }
     }
 

@@ -1,11 +1,12 @@
 //! A container's environment, and the expansion of `$(VAR)` in it, in commands and in arguments. Pure functions; the order in
 //! which sources win is the kubelet's `makeEnvironmentVariables`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Secret, Service};
 
+use super::env_file;
 use super::fields::{FieldContext, field_value, resource_value};
 
 /// ConfigMaps and Secrets that a container refers to, as they are now; an absent one has no entry.
@@ -13,6 +14,8 @@ use super::fields::{FieldContext, field_value, resource_value};
 pub struct References {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// Texts of env files by volume and path.
+    pub files: BTreeMap<(String, String), String>,
 }
 
 /// The names of ConfigMaps and Secrets that a container's environment refers to.
@@ -47,39 +50,52 @@ pub fn environment(
     references: &References,
     services: &BTreeMap<String, String>,
 ) -> Result<Vec<(String, String)>, String> {
-    let mut variables: Vec<(String, String)> = Vec::new();
-    let set = |name: &str, value: String, variables: &mut Vec<(String, String)>| match variables
-        .iter_mut()
-        .find(|(known, _)| known == name)
-    {
-        Some(known) => known.1 = value,
-        None => variables.push((name.to_owned(), value)),
-    };
+    let mut variables = Variables::default();
     for (name, value) in from_whole_objects(container, references)? {
-        set(&name, value, &mut variables);
+        variables.set(&name, value);
     }
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
             (Some(value), _) if !value.is_empty() => {
-                let lookup = |name: &str| {
-                    let known = variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-                    known.or_else(|| services.get(name).map(String::as_str))
-                };
+                let lookup = |name: &str| variables.get(name).or_else(|| services.get(name).map(String::as_str));
                 Some(expand(value, lookup))
             }
             (_, Some(source)) => from_source(source, container, context, references)?,
             _ => Some(String::new()),
         };
         if let Some(value) = value {
-            set(&var.name, value, &mut variables);
+            variables.set(&var.name, value);
         }
     }
     for (name, value) in services {
-        if variables.iter().all(|(known, _)| known != name) {
-            variables.push((name.clone(), value.clone()));
+        if variables.get(name).is_none() {
+            variables.set(name, value.clone());
         }
     }
-    Ok(variables)
+    Ok(variables.list)
+}
+
+/// Variables in order; one that is set again keeps its place.
+#[derive(Default)]
+struct Variables {
+    list: Vec<(String, String)>,
+    places: HashMap<String, usize>,
+}
+
+impl Variables {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.places.get(name).and_then(|place| self.list.get(*place)).map(|(_, value)| value.as_str())
+    }
+
+    fn set(&mut self, name: &str, value: String) {
+        match self.places.get(name).and_then(|place| self.list.get_mut(*place)) {
+            Some(known) => known.1 = value,
+            None => {
+                self.places.insert(name.to_owned(), self.list.len());
+                self.list.push((name.to_owned(), value));
+            }
+        }
+    }
 }
 
 fn from_whole_objects(container: &Container, references: &References) -> Result<Vec<(String, String)>, String> {
@@ -160,7 +176,24 @@ fn from_source(
             },
         };
     }
-    Err("environment variable has no source that this version knows".to_owned())
+    if let Some(selector) = &source.file_key_ref {
+        let optional = selector.optional == Some(true);
+        let text = references.files.get(&(selector.volume_name.clone(), selector.path.clone()));
+        let found = text.map_or(Ok(None), |text| env_file::value(text, &selector.key));
+        return match found.map_err(|why| format!("couldn't parse env file {}: {why}", selector.path))? {
+            None if optional => Ok(None),
+            None if text.is_none() => Err(format!("env file {} not found in volume {}", selector.path, selector.volume_name)),
+            None => Err(format!("environment variable key \"{}\" not found in file \"{}\"", selector.key, selector.path)),
+            found => Ok(found),
+        };
+    }
+    Err("environment variable has no source".to_owned())
+}
+
+/// The files that a container's environment refers to: volume, and path in it.
+pub fn referenced_files(container: &Container) -> BTreeSet<(String, String)> {
+    let sources = container.env.iter().flatten().filter_map(|var| var.value_from.as_ref()?.file_key_ref.as_ref());
+    sources.map(|selector| (selector.volume_name.clone(), selector.path.clone())).collect()
 }
 
 /// Replaces `$(VAR)`; what is not known stays as it is, `$$` is one `$`.

@@ -40,6 +40,7 @@ fn references() -> References {
     let config_map = serde_json::from_value(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "X": "from"}})).unwrap();
     let secret = serde_json::from_value(json!({"metadata": {"name": "s"}, "data": {"password": "MTIz"}})).unwrap();
     References {
+        files: BTreeMap::new(),
         config_maps: BTreeMap::from([("cm".to_owned(), Arc::new(config_map))]),
         secrets: BTreeMap::from([("s".to_owned(), Arc::new(secret))]),
     }

@@ -25,6 +25,18 @@ pub fn hosts(pod: &Pod, pod_ip: IpAddr, domain: &str) -> String {
         Some(full) => text.push_str(&format!("{pod_ip}\t{full}\t{host}\n")),
         None => text.push_str(&format!("{pod_ip}\t{host}\n")),
     }
+    host_aliases(pod, &mut text);
+    text
+}
+
+/// `/etc/hosts` of a pod in the host's network: the host's own, and the pod's aliases.
+pub fn host_network_hosts(pod: &Pod, host: &str) -> String {
+    let mut text = format!("# Kubernetes-managed hosts file (host network).\n{host}");
+    host_aliases(pod, &mut text);
+    text
+}
+
+fn host_aliases(pod: &Pod, text: &mut String) {
     let aliases: Vec<_> = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()).collect();
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
@@ -33,7 +45,6 @@ pub fn hosts(pod: &Pod, pod_ip: IpAddr, domain: &str) -> String {
         let names = alias.hostnames.as_deref().unwrap_or(&[]).join("\t");
         text.push_str(&format!("{}\t{names}\n", alias.ip));
     }
-    text
 }
 
 /// The pod's host name: `spec.hostname`, or its name cut to 63 characters.
@@ -46,7 +57,11 @@ pub fn hostname(pod: &Pod) -> String {
 }
 
 fn fully_qualified(pod: &Pod, domain: &str) -> Option<String> {
-    let subdomain = pod.spec.as_ref()?.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty())?;
+    let spec = pod.spec.as_ref()?;
+    if spec.hostname_override.as_ref().is_some_and(|name| !name.is_empty()) {
+        return None;
+    }
+    let subdomain = spec.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty())?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
     Some(format!("{}.{subdomain}.{namespace}.svc.{domain}", hostname(pod)))
 }
@@ -55,6 +70,23 @@ fn fully_qualified(pod: &Pod, domain: &str) -> Option<String> {
 pub fn sandbox_hostname(pod: &Pod, domain: &str) -> String {
     let wants_full = pod.spec.as_ref().is_some_and(|spec| spec.set_hostname_as_fqdn == Some(true));
     fully_qualified(pod, domain).filter(|_| wants_full).unwrap_or_else(|| hostname(pod))
+}
+
+/// Whether the kernel can hold the host name.
+///
+/// # Errors
+/// The kubelet's words.
+pub fn check_hostname(pod: &Pod, domain: &str) -> Result<(), String> {
+    const HOSTNAME_MAX: usize = 64;
+    let name = sandbox_hostname(pod, domain);
+    if name.len() <= HOSTNAME_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too long ({HOSTNAME_MAX} characters is the \
+         max, {} characters requested)",
+        name.len()
+    ))
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -13,14 +13,16 @@ use tokio::sync::Notify;
 pub struct ProbeNews {
     pub is_started: Option<bool>,
     pub is_ready: Option<bool>,
-    /// The container is to be restarted, for this reason.
-    pub unhealthy: Option<String>,
+    /// The container is to be restarted, for this reason and with the probe's own grace period.
+    pub unhealthy: Option<(String, Option<i64>)>,
 }
 
 /// Everything that was told since the worker last looked.
 #[derive(Debug, Default)]
 pub struct Letters {
     pub pod: Option<Arc<Pod>>,
+    /// What the API has under the name of a static pod now.
+    pub mirror: Option<Option<Arc<Pod>>>,
     /// The pod is no more in the API.
     pub is_gone: bool,
     /// Containers to look at.

@@ -1,9 +1,12 @@
 //! Pods: one worker a pod decides with pure functions ([`actions`], [`status`]) and performs with the runtime ([`worker`]).
 
 pub mod actions;
+mod admission;
+mod admit;
 pub mod cgroup;
 pub mod context;
 pub mod env;
+mod env_file;
 pub mod fields;
 pub mod files;
 pub mod patch;
@@ -14,13 +17,16 @@ pub mod status;
 
 mod dispatch;
 mod mailbox;
+mod mirror;
 mod mounts;
 mod perform;
 mod probing;
 mod recall;
 mod recover;
+mod resize;
 pub mod sandbox;
 mod start;
+pub mod statics;
 mod stop;
 mod worker;
 
@@ -30,3 +36,4 @@ mod samples;
 mod worker_tests;
 
 pub use dispatch::{Dispatcher, Mailboxes};
+pub use start::pull_secrets;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
 
 use super::context::{Context, MountedVolumes};
 use super::env::expand;
@@ -10,7 +10,7 @@ use super::files;
 use super::spec::bind;
 use super::state::Member;
 use crate::agent::volume::sub_path;
-use crate::cri::{Mount, Propagation};
+use crate::cri::{Device, Mount, Propagation};
 
 /// All mounts of a container; the files that the agent gives are made if they are missing.
 ///
@@ -28,7 +28,8 @@ pub async fn mounts(
     let pod_dir = context.pod_dir(pod);
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let host_path = volumes.get(&mount.name).ok_or_else(|| format!("volume {:?} is not mounted", mount.name))?;
+        let volume = volumes.get(&mount.name).ok_or_else(|| format!("volume {:?} is not mounted", mount.name))?;
+        let host_path = &volume.path;
         let sub = sub_path_of(mount, env)?;
         let host_path = match sub {
             None => host_path.clone(),
@@ -40,13 +41,14 @@ pub async fn mounts(
                         mount.name, container.name
                     )
                 };
-                sub_path::prepare(host_path.clone(), sub, target).await.map_err(failed)?
+                sub_path::prepare(host_path.clone(), sub, target, !volume.read_only).await.map_err(failed)?
             }
         };
         mounts.push(Mount {
             host_path,
             container_path: absolute(&mount.mount_path),
-            read_only: mount.read_only == Some(true),
+            read_only: mount.read_only == Some(true) || volume.read_only,
+            recursive_read_only: recursive_read_only(mount, context.offer.has_recursive_read_only)?,
             propagation: propagation(mount),
         });
     }
@@ -54,8 +56,35 @@ pub async fn mounts(
     Ok(mounts)
 }
 
+/// The raw devices of a container.
+///
+/// # Errors
+/// The kubelet's words, for `CreateContainerConfigError`.
+pub fn devices(container: &Container, volumes: &MountedVolumes) -> Result<Vec<Device>, String> {
+    let wanted = container.volume_devices.iter().flatten();
+    let device = |device: &VolumeDevice| {
+        let volume = volumes.get(&device.name).filter(|volume| volume.is_device);
+        let volume = volume.ok_or_else(|| format!("volume {:?} is not a block device", device.name))?;
+        Ok(Device { host_path: volume.path.clone(), container_path: device.device_path.clone(), read_only: volume.read_only })
+    };
+    wanted.map(device).collect()
+}
+
 fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Whether what is mounted below the mount is to be read-only too.
+fn recursive_read_only(mount: &VolumeMount, is_possible: bool) -> Result<bool, String> {
+    match mount.recursive_read_only.as_deref() {
+        Some("Enabled") if !is_possible => Err(format!(
+            "volume {:?}: recursive read-only mount is not supported by the container runtime (Docker 25 or later is needed)",
+            mount.name
+        )),
+        Some("Enabled") => Ok(true),
+        Some("IfPossible") => Ok(is_possible),
+        _ => Ok(false),
+    }
 }
 
 fn propagation(mount: &VolumeMount) -> Propagation {
@@ -97,9 +126,8 @@ async fn agent_files(
     pod_dir: &Path,
     mounts: &mut Vec<Mount>,
 ) -> Result<(), String> {
-    let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
     let has = |mounts: &[Mount], path: &str| mounts.iter().any(|mount| mount.container_path == path);
-    if !host_network && !has(mounts, "/etc/hosts") {
+    if !has(mounts, "/etc/hosts") {
         let path = pod_dir.join("etc-hosts");
         // The sandbox fills it in when it has its address; it must be there before.
         if !exists(&path).await {

@@ -36,7 +36,10 @@ fn changed_conditions(before: Option<&Value>, wanted: &Value) -> Value {
     let before = before.and_then(Value::as_array);
     let wanted = wanted.as_array().into_iter().flatten();
     let differs = |condition: &&Value| !before.is_some_and(|before| before.contains(condition));
-    let changed = wanted.filter(differs).map(|condition| {
+    let wanted: Vec<&Value> = wanted.collect();
+    let gone = before.into_iter().flatten().filter(|known| wanted.iter().all(|wanted| wanted["type"] != known["type"]));
+    let gone: Vec<Value> = gone.map(|known| json!({"type": known["type"], "$patch": "delete"})).collect();
+    let changed = wanted.into_iter().filter(differs).map(|condition| {
         let known = before.into_iter().flatten().find(|known| known["type"] == condition["type"]).and_then(Value::as_object);
         let mut change = condition.as_object().cloned().unwrap_or_default();
         for key in known.into_iter().flat_map(Map::keys).filter(|key| condition.get(key.as_str()).is_none()) {
@@ -44,7 +47,7 @@ fn changed_conditions(before: Option<&Value>, wanted: &Value) -> Value {
         }
         Value::Object(change)
     });
-    Value::Array(changed.collect())
+    Value::Array(changed.chain(gone).collect())
 }
 
 fn replaced(list: &Value) -> Value {
@@ -78,5 +81,11 @@ mod tests {
                 "podIPs": [{"ip": "10.0.0.1"}, {"$patch": "replace"}]}}))
         );
         assert_eq!(patch(wanted.clone(), wanted), None);
+        let (known, wanted) = (
+            json!({"conditions": [condition("A", "True"), condition("B", "True")]}),
+            json!({"conditions": [condition("A", "True")]}),
+        );
+        let gone = json!([{"type": "B", "$patch": "delete"}]);
+        assert_eq!(patch(known, wanted).unwrap()["status"]["conditions"], gone);
     }
 }

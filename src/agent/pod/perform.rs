@@ -15,9 +15,9 @@ use super::context::Context;
 use super::files;
 use super::sandbox::{self, Progress, SandboxJob, SandboxUp};
 use super::start::{self, StartFailure, StartJob};
-use super::state::{Instance, Member, Waiting};
-use super::stop::{self, Teardown, grace_of};
-use super::worker::{Done, InFlight, Remains, Worker, earliest};
+use super::state::{Instance, Member, SANDBOX_BACKOFF_CAP, Waiting, held};
+use super::stop::{self, Teardown, Turn, grace_of};
+use super::worker::{Done, InFlight, RETRY_CAP, Remains, Worker, earliest};
 use crate::cri::ContainerDetail;
 
 fn abortable(operation: impl Future<Output = Done> + Send + 'static) -> (BoxFuture<'static, Done>, AbortHandle) {
@@ -64,7 +64,8 @@ impl Worker {
         let (context, pod, ip) = (Arc::clone(&self.context), Arc::clone(&self.pod), self.records.pod_ip);
         let renew_at = context.volumes.renew_at(&self.uid).filter(|_| is_mounted);
         let must_renew = renew_at.is_some_and(|at| at <= now);
-        if is_mounted && (self.takes_volume_refresh() || must_renew) && self.volumes_retry.0.is_none_or(|at| at <= now) {
+        let retry_at = held(self.volumes_retry.0, now, RETRY_CAP);
+        if is_mounted && (self.takes_volume_refresh() || must_renew) && retry_at.is_none() {
             let (operation, abort) = abortable(async move { Done::Refreshed(context.volumes.refresh(&context, &pod, ip).await) });
             self.volumes = Some(abort);
             self.operations.push(operation);
@@ -73,8 +74,9 @@ impl Worker {
         if is_mounted {
             return renew_at.filter(|at| *at > now);
         }
-        if let Some(at) = self.volumes_retry.0.filter(|at| *at > now) {
-            return Some(at);
+        // What failed is tried again in time, or when something changes that the pod refers to.
+        if retry_at.is_some() && !self.takes_volume_refresh() {
+            return retry_at;
         }
         let (operation, abort) = abortable(async move { Done::Volumes(context.volumes.set_up(&context, &pod, ip).await) });
         self.volumes = Some(abort);
@@ -95,7 +97,7 @@ impl Worker {
         for id in &dead {
             self.runtime.remove(id);
         }
-        let job = SandboxJob { pod: Arc::clone(&self.pod), attempt, existing, remove: dead };
+        let job = SandboxJob { pod: Arc::clone(&self.granted), attempt, existing, remove: dead };
         let (context, progress) = (Arc::clone(&self.context), Arc::clone(&self.progress));
         let (operation, abort) = abortable(async move { Done::Sandbox(sandbox::bring_up(&context, job, &progress).await) });
         self.sandbox = Some(abort);
@@ -120,7 +122,10 @@ impl Worker {
         if let Some(ended) = self.runtime.latest(&name).filter(|latest| latest.is_exited()) {
             self.records.note_restart(&name, &ended.clone(), now);
         }
-        let job = StartJob { pod: Arc::clone(&self.pod), member, start, progress: self.progress.subscribe() };
+        let target = member.target.as_deref().and_then(|target| self.runtime.latest(target));
+        let target_id = target.filter(|target| target.is_running()).map(|target| target.detail.id.clone());
+        self.resizes.actual.insert(name.clone(), member.spec.resources.clone().unwrap_or_default());
+        let job = StartJob { pod: Arc::clone(&self.granted), member, start, target_id, progress: self.progress.subscribe() };
         let (context, key) = (Arc::clone(&self.context), name.clone());
         let (operation, abort) = abortable(async move { Done::Start(key, start::start(&context, job).await) });
         self.containers.insert(name, InFlight { abort, grace: None });
@@ -129,16 +134,15 @@ impl Worker {
 
     fn kill(&mut self, kill: Kill) {
         let member = self.members.iter().find(|member| member.name() == kill.container).cloned();
-        let own = member.as_ref().and_then(|member| {
-            let probe = member.spec.liveness_probe.as_ref().or(member.spec.startup_probe.as_ref())?;
-            probe.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs)
-        });
-        let is_unhealthy = self.records.unhealthy.get(&kill.container).is_some_and(|unhealthy| unhealthy.id == kill.id);
-        let grace = own.filter(|_| is_unhealthy).unwrap_or_else(|| grace_of(&self.pod));
+        let unhealthy = self.records.unhealthy.get(&kill.container).filter(|unhealthy| unhealthy.id == kill.id);
+        let own = unhealthy.and_then(|unhealthy| unhealthy.grace_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+        // A pod that is being deleted ends by its deletion's grace.
+        let own = own.filter(|_| self.pod.metadata.deletion_timestamp.is_none()).map(Duration::from_secs);
+        let grace = own.unwrap_or_else(|| grace_of(&self.pod));
         let (context, pod, ip) = (Arc::clone(&self.context), Arc::clone(&self.pod), self.records.pod_ip);
-        let name = kill.container.clone();
+        let (name, running) = (kill.container.clone(), self.running.subscribe());
         let (operation, abort) = abortable(async move {
-            let killed = stop::kill(&context, &pod, member.as_ref(), &kill, grace, ip).await;
+            let killed = stop::kill(&context, &pod, member.as_ref(), &kill, Turn { grace, running }, ip).await;
             Done::Kill(kill.container, killed)
         });
         self.containers.insert(name, InFlight { abort, grace: Some(grace) });
@@ -156,7 +160,7 @@ impl Worker {
         if is_done || self.is_tearing_down {
             return None;
         }
-        if let Some(at) = self.retry_at.filter(|at| *at > now) {
+        if let Some(at) = held(self.retry_at, now, RETRY_CAP) {
             return Some(at);
         }
         self.is_tearing_down = true;
@@ -202,8 +206,9 @@ impl Worker {
                     self.runtime.remove(&id);
                 }
             }
+            Done::Resized(name, to, result) => self.note_resized(&name, *to, result, now),
             Done::TornDown(result) => self.note_teardown(result, now),
-            Done::Patched(_) | Done::Deleted(_) | Done::Aborted => {}
+            Done::Patched(_) | Done::Deleted(_) | Done::Mirror(_) | Done::Aborted => {}
         }
     }
 
@@ -219,7 +224,7 @@ impl Worker {
             }
             Err(why) => {
                 let failures = self.records.sandbox_failures;
-                let delay = crate::rt::backoff::exponential(Duration::from_secs(1), Duration::from_secs(60), failures);
+                let delay = crate::rt::backoff::exponential(Duration::from_secs(1), SANDBOX_BACKOFF_CAP, failures);
                 self.records.sandbox_failures += 1;
                 self.records.sandbox_retry_at = Some(now + delay);
                 let message = format!("Failed to create pod sandbox: {why}");

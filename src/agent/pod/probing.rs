@@ -34,15 +34,24 @@ pub fn has_probes(member: &Member) -> bool {
     spec.startup_probe.is_some() || spec.readiness_probe.is_some() || spec.liveness_probe.is_some()
 }
 
+/// What ends the probes of an instance.
+pub struct Probes {
+    /// All of them.
+    pub all: CancellationToken,
+    /// Those that may restart it: startup and liveness.
+    pub vital: CancellationToken,
+}
+
 /// Starts to probe; ends when the token is cancelled.
-pub fn spawn(probed: Probed) -> CancellationToken {
+pub fn spawn(probed: Probed) -> Probes {
     let tasks = probed.context.tasks.clone();
-    let token = tasks.token().child_token();
-    let run = token.clone();
+    let all = tasks.token().child_token();
+    let vital = all.child_token();
+    let run = (all.clone(), vital.clone());
     tasks.spawn(async move {
-        run.run_until_cancelled(probed.run()).await;
+        run.0.run_until_cancelled(probed.run(&run.1)).await;
     });
-    token
+    Probes { all, vital }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +98,11 @@ impl Threshold {
 }
 
 impl Probed {
-    async fn run(self) {
-        if let Some(probe) = self.member.spec.startup_probe.as_ref().filter(|_| !self.is_started) {
-            self.watch(Kind::Startup, probe).await;
+    async fn run(self, vital: &CancellationToken) {
+        if let Some(probe) = self.member.spec.startup_probe.as_ref().filter(|_| !self.is_started)
+            && vital.run_until_cancelled(self.watch(Kind::Startup, probe)).await.is_none()
+        {
+            return;
         }
         let readiness = async {
             if let Some(probe) = &self.member.spec.readiness_probe {
@@ -100,7 +111,7 @@ impl Probed {
         };
         let liveness = async {
             if let Some(probe) = &self.member.spec.liveness_probe {
-                self.watch(Kind::Liveness, probe).await;
+                vital.run_until_cancelled(self.watch(Kind::Liveness, probe)).await;
             }
         };
         futures_util::future::join(readiness, liveness).await;
@@ -121,9 +132,14 @@ impl Probed {
         loop {
             let target = Target { container: &self.member.spec, id: &self.id, pod_ip: self.pod_ip };
             let result = self.context.prober.check(probe, &target).await;
-            if let Err(why) = &result {
-                let message = format!("{} probe failed: {why}", kind.word());
-                self.context.event(&self.pod, Some(self.member.name()), true, "Unhealthy", &message);
+            let (reason, message) = match &result {
+                Err(why) => ("Unhealthy", Some(format!("{} probe failed: {why}", kind.word()))),
+                Ok(warning) => {
+                    ("ProbeWarning", warning.as_ref().map(|warning| format!("{} probe warning: {warning}", kind.word())))
+                }
+            };
+            if let Some(message) = message {
+                self.context.event(&self.pod, Some(self.member.name()), true, reason, &message);
             }
             match threshold.note(result.is_ok()) {
                 Some(verdict) if kind == Kind::Readiness => self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict)),
@@ -133,7 +149,8 @@ impl Probed {
                 Some(false) => {
                     let word = kind.word().to_lowercase();
                     let message = format!("Container {} failed {word} probe, will be restarted", self.member.name());
-                    return self.mailbox.probe(&self.id, |news| news.unhealthy = Some(message));
+                    let grace = probe.termination_grace_period_seconds;
+                    return self.mailbox.probe(&self.id, |news| news.unhealthy = Some((message, grace)));
                 }
                 Some(true) | None => {}
             }

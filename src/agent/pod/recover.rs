@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+use super::actions::Desire;
 use super::mailbox::ProbeNews;
 use super::probing::{self, Probed};
 use super::state::{Instance, ProbeState, Role, Unhealthy};
@@ -12,8 +13,11 @@ use crate::cri::{ContainerDetail, State};
 
 /// The exit code of a container of which nobody knows how it ended: as if it was killed.
 const UNKNOWN_EXIT_CODE: i32 = 137;
+/// What the status says of it.
+pub(super) const LOST: &str = "The container could not be located when the pod was deleted.  The container used to be Running";
 
-fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+/// The statuses of all containers of a pod.
+pub(super) fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let status = pod.status.iter();
     status.flat_map(|status| {
         let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
@@ -63,6 +67,7 @@ impl Worker {
             if instance.detail.state == State::Running {
                 instance.detail.exit_code = UNKNOWN_EXIT_CODE;
                 instance.detail.finished_at = Some(now);
+                instance.message = Some(LOST.to_owned());
             }
             instance.detail.state = State::Exited;
             instance.is_lost = true;
@@ -76,17 +81,25 @@ impl Worker {
             state.started = news.is_started.unwrap_or(state.started);
             state.ready = news.is_ready.unwrap_or(state.ready);
         }
-        if let Some(message) = news.unhealthy {
-            self.records.unhealthy.insert(container, Unhealthy { id: id.to_owned(), message });
+        if let Some((message, grace_seconds)) = news.unhealthy {
+            self.records.unhealthy.insert(container, Unhealthy { id: id.to_owned(), message, grace_seconds });
         }
     }
 
     /// Sees to it that each running instance with probes is probed, and no other.
-    pub(super) fn sync_probes(&mut self) {
+    pub(super) fn sync_probes(&mut self, desire: Desire) {
+        if desire == Desire::Stop {
+            // Whether a pod that ends is healthy matters to nobody; whether it is ready still does.
+            self.probes.values().for_each(|probes| probes.vital.cancel());
+        }
         let now = self.context.clock.now();
         let mut running = Vec::new();
         for member in self.members.iter().filter(|member| member.role != Role::Init && probing::has_probes(member)) {
             let Some(latest) = self.runtime.latest(member.name()).filter(|latest| latest.is_running()) else { continue };
+            // Until its postStart hook is done, a container is not up.
+            if self.containers.get(member.name()).is_some_and(|operation| operation.grace.is_none()) {
+                continue;
+            }
             running.push(latest.detail.id.clone());
             let state = self.records.probes.entry(latest.detail.id.clone()).or_insert(ProbeState {
                 started: member.spec.startup_probe.is_none(),
@@ -97,14 +110,14 @@ impl Worker {
             }
             let uses_host = self.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
             let pod_ip = if uses_host { Some(self.context.node_ip) } else { self.records.pod_ip };
-            if pod_ip.is_none() {
+            if pod_ip.is_none() || desire == Desire::Stop {
                 continue;
             }
             let age = latest
                 .detail
                 .started_at
                 .map_or(Duration::ZERO, |at| Duration::try_from(now.duration_since(at)).unwrap_or_default());
-            let token = probing::spawn(Probed {
+            let probes = probing::spawn(Probed {
                 context: self.context.clone(),
                 mailbox: self.mailbox.clone(),
                 pod: self.pod.clone(),
@@ -114,10 +127,10 @@ impl Worker {
                 age: if age < Duration::from_secs(1) { Duration::ZERO } else { age },
                 is_started: state.started,
             });
-            self.probes.insert(latest.detail.id.clone(), token);
+            self.probes.insert(latest.detail.id.clone(), probes);
         }
-        for (id, token) in self.probes.extract_if(.., |id, _| !running.contains(id)) {
-            token.cancel();
+        for (id, probes) in self.probes.extract_if(.., |id, _| !running.contains(id)) {
+            probes.all.cancel();
             self.records.probes.remove(&id);
         }
     }
@@ -148,7 +161,7 @@ fn lost(status: &ContainerStatus) -> Instance {
             log_path: None,
             tty: false,
         },
-        message: ended.and_then(|ended| ended.message.clone()),
+        message: ended.map_or_else(|| running.map(|_| LOST.to_owned()), |ended| ended.message.clone()),
         is_lost: true,
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 
 use crate::api::quantity::Quantity;
 use crate::cri::{CgroupDriver, Resources};
+use crate::kinds::core::pod::resources::of_pod;
 
 /// Quality-of-service class of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,8 @@ impl QosClass {
     }
 }
 
+/// The extended resource that is handed out by Docker's NVIDIA runtime.
+pub const GPU: &str = "nvidia.com/gpu";
 const CPU_PERIOD_US: i64 = 100_000;
 const MIN_CPU_QUOTA_US: i64 = 1_000;
 const MIN_CPU_SHARES: i64 = 2;
@@ -53,23 +56,13 @@ pub fn request(container: &Container, name: &str) -> Option<Quantity> {
     amount(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()), name)
 }
 
-/// The class of a pod, from the requests and limits of its containers.
+/// The class of a pod, from the requests and limits of its containers, or its own.
 pub fn qos_class(pod: &Pod) -> QosClass {
-    let Some(spec) = &pod.spec else { return QosClass::BestEffort };
-    let containers: Vec<&Container> = spec.init_containers.iter().flatten().chain(&spec.containers).collect();
-    let all = ["cpu", "memory"];
-    let sets_none =
-        |container: &&&Container| all.iter().all(|name| limit(container, name).is_none() && request(container, name).is_none());
-    if containers.iter().filter(|container| !sets_none(container)).count() == 0 {
-        return QosClass::BestEffort;
+    match pod.spec.as_ref().map(crate::kinds::core::pod::qos_class) {
+        Some("Guaranteed") => QosClass::Guaranteed,
+        Some("Burstable") => QosClass::Burstable,
+        _ => QosClass::BestEffort,
     }
-    let is_guaranteed = |container: &&Container| {
-        all.iter().all(|name| {
-            let limit = limit(container, name);
-            limit.is_some() && request(container, name).is_none_or(|request| Some(request) == limit)
-        })
-    };
-    if containers.iter().all(is_guaranteed) { QosClass::Guaranteed } else { QosClass::Burstable }
 }
 
 /// The pod's cgroup, in the form of the engine's cgroup driver.
@@ -99,6 +92,7 @@ pub fn container_resources(container: &Container) -> Resources {
         cpu_period_us: cpu_limit.map(|_| CPU_PERIOD_US),
         memory_bytes: limit(container, "memory").map(|limit| limit.value()),
         pids: None,
+        huge_pages: Vec::new(),
     }
 }
 
@@ -129,25 +123,55 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory_bytes: i64) -
     }
 }
 
-/// Limits of the pod's own cgroup: the sum over its containers, where each has one.
+/// Limits of the pod's own cgroup: its own, or the sum over its containers where each has one (upstream `ResourceConfigForPod`).
 pub fn pod_resources(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::default() };
-    let sum =
-        |of: &dyn Fn(&Container) -> Option<i64>| spec.containers.iter().map(of).try_fold(0_i64, |sum, part| Some(sum + part?));
-    let milli = |container: &Container| limit(container, "cpu").map(|limit| limit.milli_value());
-    let bytes = |container: &Container| limit(container, "memory").map(|limit| limit.value());
-    let requested: i64 =
-        spec.containers.iter().map(|container| request(container, "cpu").map_or(0, |request| request.milli_value())).sum();
-    // Init containers run alone and may be larger than all the others together: then the pod has no limit of its own.
-    let has_init = spec.init_containers.iter().flatten().next().is_some();
-    let (cpu, memory) = if has_init { (None, None) } else { (sum(&milli), sum(&bytes)) };
+    let cpu = pod_limit(spec, "cpu", Quantity::milli_value);
+    let huge = |name: &str| pod_limit(spec, name, Quantity::value).map(|bytes| (name.to_owned(), bytes));
+    let names: std::collections::BTreeSet<&String> = containers(spec)
+        .flat_map(|container| container.resources.iter().flat_map(|resources| resources.limits.iter().flatten()))
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("hugepages-"))
+        .collect();
     Resources {
-        cpu_shares: Some(cpu_shares(requested)),
+        cpu_shares: Some(cpu_shares(of_pod(pod).cpu_millis)),
         cpu_quota_us: cpu.map(cpu_quota_us),
         cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
-        memory_bytes: memory,
+        memory_bytes: pod_limit(spec, "memory", Quantity::value),
         pids: None,
+        huge_pages: names.into_iter().filter_map(|name| huge(name)).collect(),
     }
+}
+
+fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.init_containers.iter().flatten().chain(&spec.containers)
+}
+
+/// The limit of a whole pod; `None` if a container has none. Huge pages are limited as soon as one container is.
+fn pod_limit(spec: &PodSpec, name: &str, unit: fn(&Quantity) -> i64) -> Option<i64> {
+    let overhead = amount(spec.overhead.as_ref(), name).map_or(0, |amount| unit(&amount));
+    if let Some(own) = amount(spec.resources.as_ref().and_then(|resources| resources.limits.as_ref()), name) {
+        return Some(unit(&own).saturating_add(overhead));
+    }
+    let of = |container: &Container| limit(container, name).map(|limit| unit(&limit));
+    let is_limited = if name.starts_with("hugepages-") {
+        containers(spec).any(|container| of(container).is_some())
+    } else {
+        containers(spec).all(|container| of(container).is_some())
+    };
+    let of = |container: &Container| of(container).unwrap_or(0);
+    let mut sum: i64 = spec.containers.iter().map(of).sum();
+    // Init containers run one after the other, beside the sidecars that were started before them.
+    let (mut sidecars, mut peak) = (0_i64, 0_i64);
+    for container in spec.init_containers.iter().flatten() {
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars += of(container);
+            sum += of(container);
+        } else {
+            peak = peak.max(sidecars + of(container));
+        }
+    }
+    is_limited.then(|| sum.max(peak).saturating_add(overhead))
 }
 
 #[cfg(test)]
@@ -165,12 +189,11 @@ mod tests {
     #[test]
     fn classes_as_upstream() {
         let guaranteed = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}});
-        let limits_only = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
         let burstable = json!({"requests": {"cpu": "100m"}});
         let table = [
             (vec![json!({})], QosClass::BestEffort),
             (vec![guaranteed.clone()], QosClass::Guaranteed),
-            (vec![guaranteed.clone(), limits_only], QosClass::Guaranteed),
+            (vec![guaranteed.clone(), guaranteed.clone()], QosClass::Guaranteed),
             (vec![guaranteed, json!({})], QosClass::Burstable),
             (vec![burstable], QosClass::Burstable),
         ];

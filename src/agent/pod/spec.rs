@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Capabilities, Container, Pod, PodSecurityContext, PodSpec, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, Pod, PodSecurityContext, PodSpec, SELinuxOptions, SeccompProfile, SecurityContext,
+};
 
 use super::context::NodeOffer;
 use super::env::expand;
 use super::files;
-use super::resources::{cgroup_parent, container_resources, oom_score_adj, qos_class};
+use super::resources::{GPU, cgroup_parent, container_resources, limit, oom_score_adj, qos_class};
 use super::state::{Member, Role};
-use crate::cri::{ContainerSpec, Image, Mount, Propagation, SandboxSpec, labels};
+use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, SandboxSpec, Seccomp, labels};
 
 /// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
 const LOG_MAX_BYTES: u64 = 10 << 20;
@@ -55,6 +57,8 @@ pub fn sandbox_spec(pod: &Pod, attempt: u32, owner: &str, domain: &str, offer: &
         host_ipc: spec.host_ipc == Some(true),
         sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
         cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
+        selinux: spec.security_context.as_ref().map_or_else(Vec::new, |context| selinux(context.se_linux_options.as_ref())),
+        oci_runtime: String::new(),
     }
 }
 
@@ -67,8 +71,13 @@ pub struct ContainerInput<'a> {
     pub offer: &'a NodeOffer,
     pub image: &'a Image,
     pub sandbox_id: &'a str,
+    /// The running container whose processes an ephemeral container shares.
+    pub target_id: Option<String>,
+    pub seccomp: Seccomp,
+    pub oci_runtime: String,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub host_devices: Vec<Device>,
 }
 
 /// A container of a pod.
@@ -76,7 +85,21 @@ pub struct ContainerInput<'a> {
 /// # Errors
 /// The kubelet's words, for `CreateContainerConfigError`.
 pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String> {
-    let ContainerInput { pod, member, attempt, owner, offer, image, sandbox_id, env, mounts } = input;
+    let ContainerInput {
+        pod,
+        member,
+        attempt,
+        owner,
+        offer,
+        image,
+        sandbox_id,
+        target_id,
+        seccomp,
+        oci_runtime,
+        env,
+        mounts,
+        host_devices,
+    } = input;
     let (container, default) = (&member.spec, PodSpec::default());
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let pod_security = spec.security_context.clone().unwrap_or_default();
@@ -102,9 +125,11 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         working_dir: text(container.working_dir.as_ref()).to_owned(),
         labels,
         mounts,
+        host_devices,
         sandbox_id: sandbox_id.to_owned(),
         share_pid: spec.share_process_namespace == Some(true),
         host_pid: spec.host_pid == Some(true),
+        pid_of: target_id,
         user,
         supplemental_groups: groups.collect(),
         privileged,
@@ -112,6 +137,12 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
         capabilities_add,
         capabilities_drop,
+        seccomp,
+        apparmor: apparmor(&pod_security, &security),
+        selinux: selinux(security.se_linux_options.as_ref().or(pod_security.se_linux_options.as_ref())),
+        unmasked_proc: security.proc_mount.as_deref() == Some("Unmasked"),
+        devices: devices(container),
+        oci_runtime,
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
@@ -160,6 +191,39 @@ fn user(
     })
 }
 
+/// The profile of a container: its own, or the pod's.
+pub fn seccomp_profile<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a SeccompProfile> {
+    let own = container.security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
+    own.or_else(|| pod.spec.as_ref()?.security_context.as_ref()?.seccomp_profile.as_ref())
+}
+
+/// The name of the AppArmor profile; `None` leaves it to the engine, whose own profile it then is.
+fn apparmor(pod: &PodSecurityContext, container: &SecurityContext) -> Option<String> {
+    let profile = container.app_armor_profile.as_ref().or(pod.app_armor_profile.as_ref())?;
+    match profile.type_.as_str() {
+        "Unconfined" => Some("unconfined".to_owned()),
+        "Localhost" => profile.localhost_profile.clone(),
+        _ => None,
+    }
+}
+
+fn selinux(options: Option<&SELinuxOptions>) -> Vec<String> {
+    let Some(options) = options else { return Vec::new() };
+    let parts = [("user", &options.user), ("role", &options.role), ("type", &options.type_), ("level", &options.level)];
+    let given = parts.into_iter().filter_map(|(name, value)| Some((name, value.as_deref().filter(|text| !text.is_empty())?)));
+    given.map(|(name, value)| format!("{name}:{value}")).collect()
+}
+
+/// GPUs by Docker's own means: `nvidia.com/gpu: 2` asks for two of them.
+fn devices(container: &Container) -> Vec<DeviceRequest> {
+    let gpus = limit(container, GPU).map(|count| DeviceRequest {
+        driver: "nvidia".to_owned(),
+        count: count.value(),
+        capabilities: vec!["gpu".to_owned()],
+    });
+    gpus.into_iter().collect()
+}
+
 fn capabilities(capabilities: Option<&Capabilities>) -> (Vec<String>, Vec<String>) {
     let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
     let add = list(capabilities.and_then(|all| all.add.as_ref()));
@@ -168,5 +232,11 @@ fn capabilities(capabilities: Option<&Capabilities>) -> (Vec<String>, Vec<String
 
 /// A bind mount that containers of one pod share.
 pub fn bind(host_path: PathBuf, container_path: &str, read_only: bool) -> Mount {
-    Mount { host_path, container_path: container_path.to_owned(), read_only, propagation: Propagation::Private }
+    Mount {
+        host_path,
+        container_path: container_path.to_owned(),
+        read_only,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+    }
 }

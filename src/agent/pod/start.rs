@@ -1,14 +1,16 @@
 //! Starting one container: image, environment and mounts while the sandbox comes up, then create, start, and the postStart hook.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
 
 use super::actions::Start;
-use super::context::Context;
+use super::context::{Context, MountedVolumes};
 use super::env::{self, References};
+use super::env_file;
 use super::mounts;
 use super::recall::Recall;
 use super::sandbox::Progress;
@@ -16,7 +18,8 @@ use super::spec::{self, ContainerInput};
 use super::state::Member;
 use crate::agent::image::credentials;
 use crate::agent::probe::{Target, hook};
-use crate::cri::{ContainerDetail, Image, RegistryAuth, RuntimeError};
+use crate::cri::{ContainerDetail, Image, RegistryAuth, RuntimeError, Seccomp};
+use crate::rt::TaskGroup;
 
 /// How long until a start that failed for its configuration is tried again.
 const CONFIG_RETRY: Duration = Duration::from_secs(10);
@@ -40,6 +43,8 @@ pub struct StartJob {
     pub pod: Arc<Pod>,
     pub member: Member,
     pub start: Start,
+    /// Id of the running container whose processes an ephemeral container shares.
+    pub target_id: Option<String>,
     pub progress: watch::Receiver<Progress>,
 }
 
@@ -81,7 +86,8 @@ async fn image(context: &Context, job: &StartJob) -> Result<Image, StartFailure>
     })
 }
 
-async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
+/// The credentials that a pod's images are pulled with.
+pub async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
     let (uid, namespace) = (pod.metadata.uid.as_deref().unwrap_or(""), pod.metadata.namespace.as_deref().unwrap_or(""));
     let recall = Recall { context, uid, namespace };
     let mut auths = Vec::new();
@@ -110,7 +116,7 @@ async fn wait(progress: &mut watch::Receiver<Progress>, enough: impl Fn(&Progres
 async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<String, StartFailure> {
     let config = |message: String| StartFailure::new("CreateContainerConfigError", message);
     let needs_ip = env::needs_pod_ip(&job.member.spec);
-    let references = references(context, job).await.map_err(config)?;
+    let mut references = references(context, job).await.map_err(config)?;
     let progress = wait(&mut job.progress, |progress| {
         progress.volumes.is_some() && progress.sandbox_id.is_some() && (progress.is_ready || !needs_ip)
     })
@@ -129,11 +135,20 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         context.event(&job.pod, Some(job.member.name()), true, "Failed", &format!("Error: {message}"));
         config(message)
     };
-    let variables = env::environment(&job.member.spec, &fields, &references, &services).map_err(failed)?;
     let volumes = progress.volumes.unwrap_or_default();
+    references.files = env_files(&job.member.spec, &volumes).await.map_err(failed)?;
+    let variables = env::environment(&job.member.spec, &fields, &references, &services).map_err(failed)?;
     let attempt = job.start.attempt;
     let mounts = mounts::mounts(context, &job.pod, &job.member, attempt, &volumes, &variables).await.map_err(failed)?;
+    let host_devices = mounts::devices(&job.member.spec, &volumes).map_err(failed)?;
     let sandbox_id = progress.sandbox_id.unwrap_or_default();
+    if let (Some(target), None) = (&job.member.target, &job.target_id) {
+        return Err(failed(format!("unable to find target container {target}")));
+    }
+    let seccomp = match seccomp(context, &job.pod, &job.member.spec).await {
+        Ok(seccomp) => seccomp,
+        Err(message) => return Err(create_error(context, job, &RuntimeError::Failed(message))),
+    };
     let wanted = spec::container_spec(ContainerInput {
         pod: &job.pod,
         member: &job.member,
@@ -142,8 +157,12 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         offer: &context.offer,
         image,
         sandbox_id: &sandbox_id,
+        target_id: job.target_id.clone(),
+        seccomp,
+        oci_runtime: progress.oci_runtime,
         env: variables,
         mounts,
+        host_devices,
     })
     .map_err(failed)?;
     if let Some(leftover) = &job.start.leftover {
@@ -155,10 +174,39 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
     Ok(id)
 }
 
+/// Which system calls a container may make. Profiles lie in `DATA/agent/seccomp`, as a kubelet keeps them.
+async fn seccomp(context: &Context, pod: &Pod, container: &Container) -> Result<Seccomp, String> {
+    let Some(profile) = spec::seccomp_profile(pod, container) else { return Ok(Seccomp::Unconfined) };
+    match (profile.type_.as_str(), &profile.localhost_profile) {
+        ("RuntimeDefault", _) => Ok(Seccomp::RuntimeDefault),
+        ("Localhost", Some(name)) => {
+            let text = tokio::fs::read_to_string(context.seccomp_dir.join(name)).await;
+            let text = text.map_err(|error| format!("cannot load seccomp profile \"localhost/{name}\": {error}"))?;
+            match serde_json::from_str::<serde_json::Value>(&text) {
+                Ok(_) => Ok(Seccomp::Profile(text)),
+                Err(error) => Err(format!("decoding seccomp profile \"localhost/{name}\" failed: {error}")),
+            }
+        }
+        _ => Ok(Seccomp::Unconfined),
+    }
+}
+
 fn create_error(context: &Context, job: &StartJob, error: &RuntimeError) -> StartFailure {
     let message = error.to_string();
     context.event(&job.pod, Some(job.member.name()), true, "Failed", &format!("Error: {message}"));
     StartFailure::new("CreateContainerError", message)
+}
+
+async fn env_files(container: &Container, volumes: &MountedVolumes) -> Result<BTreeMap<(String, String), String>, String> {
+    let mut files = BTreeMap::new();
+    for (volume, path) in env::referenced_files(container) {
+        let root = volumes.get(&volume).ok_or_else(|| format!("volume {volume:?} is not mounted"))?.clone();
+        let file = path.clone();
+        let read = TaskGroup::blocking(move || env_file::read(&root.path, &file)).await.map_err(|error| error.to_string())?;
+        let text = read.map_err(|error| format!("couldn't read env file {path} of volume {volume}: {error}"))?;
+        files.extend(text.map(|text| ((volume, path), text)));
+    }
+    Ok(files)
 }
 
 async fn references(context: &Context, job: &StartJob) -> Result<References, String> {
@@ -184,7 +232,8 @@ async fn post_start(context: &Context, job: &StartJob, id: &str) -> Result<(), S
     let pod_ip = job.progress.borrow().pod_ip;
     let target = Target { container: &job.member.spec, id, pod_ip };
     let Err(why) = hook::run(&context.prober, handler, &target).await else { return Ok(()) };
-    context.event(&job.pod, Some(job.member.name()), true, "FailedPostStartHook", &format!("PostStartHook failed: {why}"));
+    // What the handler said may hold secrets: it goes into no event, as upstream.
+    context.event(&job.pod, Some(job.member.name()), true, "FailedPostStartHook", "PostStartHook failed");
     let name = job.member.name();
     context.event(&job.pod, Some(name), false, "Killing", "FailedPostStartHook");
     let grace = super::stop::grace_of(&job.pod);

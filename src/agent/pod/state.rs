@@ -8,12 +8,22 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::cri::{ContainerDetail, State, labels};
+use crate::kinds::core::pod_spec::as_container;
 use crate::rt::backoff::exponential;
 
 /// First delay between two starts of a container that ends by itself.
 pub const RESTART_BACKOFF_BASE: Duration = Duration::from_secs(10);
 /// Longest delay between two starts; after twice this long without one the delay starts again at its base.
 pub const RESTART_BACKOFF_CAP: Duration = Duration::from_secs(300);
+
+/// Longest delay between two tries to make a sandbox.
+pub const SANDBOX_BACKOFF_CAP: Duration = Duration::from_secs(60);
+
+/// Until when something is held back, if it still is. A time that is farther away than the longest delay comes from before the
+/// clock was set back, and holds nothing.
+pub fn held(until: Option<Timestamp>, now: Timestamp, longest: Duration) -> Option<Timestamp> {
+    until.filter(|until| Duration::try_from(until.duration_since(now)).is_ok_and(|left| !left.is_zero() && left <= longest))
+}
 
 /// The part that a container plays in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +42,8 @@ pub enum Role {
 pub struct Member {
     pub role: Role,
     pub spec: Container,
+    /// The container whose processes an ephemeral container shares.
+    pub target: Option<String>,
     /// Hash of the spec, kept as a label of its instances: a change means a restart.
     pub hash: String,
 }
@@ -51,12 +63,12 @@ pub fn members(pod: &Pod) -> Vec<Member> {
         (if is_sidecar { Role::Sidecar } else { Role::Init }, container.clone())
     });
     let apps = spec.containers.iter().map(|container| (Role::App, container.clone()));
-    let ephemeral = spec.ephemeral_containers.iter().flatten().filter_map(|container| {
-        // An ephemeral container has the fields of a container, less those that make no sense for it.
-        let value = serde_json::to_value(container).ok()?;
-        Some((Role::Ephemeral, serde_json::from_value(value).ok()?))
+    let member = |(role, spec)| Member { role, hash: spec_hash(&spec), spec, target: None };
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| {
+        let target = container.target_container_name.clone().filter(|target| !target.is_empty());
+        Member { target, ..member((Role::Ephemeral, as_container(container))) }
     });
-    init.chain(apps).chain(ephemeral).map(|(role, spec)| Member { role, hash: spec_hash(&spec), spec }).collect()
+    init.chain(apps).map(member).chain(ephemeral).collect()
 }
 
 /// A hash of what a restart is needed for: name and image, as in the kubelet (all else of a container is immutable).
@@ -216,6 +228,8 @@ pub struct Unhealthy {
     /// The instance that is meant; a later one is not.
     pub id: String,
     pub message: String,
+    /// The probe's own, in place of the pod's.
+    pub grace_seconds: Option<i64>,
 }
 
 /// What the agent knows beyond the runtime. All of it can be lost: it is recovered or found out again.
@@ -226,6 +240,8 @@ pub struct Records {
     /// By instance id.
     pub probes: BTreeMap<String, ProbeState>,
     pub unhealthy: BTreeMap<String, Unhealthy>,
+    /// Instances, by container, that are to be restarted with other resources.
+    pub resize_restarts: BTreeMap<String, String>,
     /// The pod's address, once its sandbox is attached to the network.
     pub pod_ip: Option<IpAddr>,
     /// Id of the sandbox that is attached to the network (or uses the host's).
@@ -244,7 +260,7 @@ impl Records {
             return None;
         }
         let until = ended_at.saturating_add(jiff::SignedDuration::try_from(backoff.delay).ok()?).ok()?;
-        (until > now).then_some((until, backoff.delay))
+        held(Some(until), now, backoff.delay).map(|until| (until, backoff.delay))
     }
 
     /// Notes that a container starts again after this instance: the delay doubles, or starts at its base.

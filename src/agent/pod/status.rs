@@ -1,17 +1,19 @@
 //! The status of a pod: a pure function of its spec, its containers, the agent's records and the status before. Follows the
 //! kubelet's `generateAPIPodStatus`, `getPhase` and `status.Generate…Condition`, words included.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus,
+    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::actions::restarts;
+use super::recover::LOST;
+use super::resize::Resizes;
 use super::resources::qos_class;
 use super::state::{Instance, Member, PodRuntime, Records, Role};
 
@@ -29,6 +31,9 @@ pub struct Observation<'a> {
     pub members: &'a [Member],
     pub runtime: &'a PodRuntime,
     pub records: &'a Records,
+    /// Containers of which a start is under way: they run for others only when it is done, their postStart hook included.
+    pub starting: &'a BTreeSet<String>,
+    pub resizes: &'a Resizes,
     pub host_ip: IpAddr,
     /// When the agent first saw the pod.
     pub started_at: Timestamp,
@@ -92,7 +97,7 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
     let (latest, previous) = (o.runtime.latest(member.name()), o.runtime.previous(member.name()));
     // A start that was interrupted is no instance yet.
     let (latest, previous) = match latest {
-        Some(leftover) if leftover.is_leftover() => (previous, None),
+        Some(latest) if latest.is_leftover() || latest.is_running() && o.starting.contains(member.name()) => (previous, None),
         latest => (latest, previous),
     };
     let waiting = waiting(o, member, latest);
@@ -109,20 +114,36 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         Role::Init => waiting.is_none() && is_done,
         _ => probe.is_some_and(|probe| probe.started && probe.ready),
     };
-    let resources = member.spec.resources.clone().filter(|all| all.limits.is_some() || all.requests.is_some());
+    let some = |all: &ResourceRequirements| all.limits.is_some() || all.requests.is_some();
+    let granted = member.spec.resources.as_ref().filter(|all| some(all));
+    let resources = o.resizes.actual.get(member.name()).filter(|all| some(all)).or(granted).cloned();
+    let is_ephemeral = member.role == Role::Ephemeral;
     ContainerStatus {
         name: member.name().to_owned(),
         state: Some(state),
         last_state: Some(last.filter(|last| last.is_exited()).map_or_else(ContainerState::default, terminated_state)),
-        ready: is_ready,
-        started: Some(probe.is_some_and(|probe| probe.started && member.role != Role::Init)),
+        ready: is_ready && !is_ephemeral,
+        started: Some(probe.is_some_and(|probe| probe.started && member.role != Role::Init)).filter(|_| !is_ephemeral),
         restart_count: latest.map_or(0, |latest| i32::try_from(latest.attempt).unwrap_or(i32::MAX)),
         image: latest.map_or_else(|| member.spec.image.clone().unwrap_or_default(), |latest| latest.detail.image.clone()),
         image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail.image_id)),
         container_id: latest.filter(|latest| !latest.detail.id.is_empty()).map(|latest| container_id(&latest.detail.id)),
-        allocated_resources: resources.as_ref().and_then(|resources| resources.requests.clone()),
+        allocated_resources: granted.and_then(|granted| granted.requests.clone()),
+        volume_mounts: some_unless_empty(member.spec.volume_mounts.iter().flatten().map(mount_status).collect()),
+        stop_signal: member.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         resources,
         ..ContainerStatus::default()
+    }
+}
+
+fn mount_status(mount: &VolumeMount) -> VolumeMountStatus {
+    let is_read_only = mount.read_only == Some(true);
+    VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: Some(true).filter(|_| is_read_only),
+        recursive_read_only: is_read_only.then(|| "Disabled".to_owned()),
+        ..VolumeMountStatus::default()
     }
 }
 
@@ -144,6 +165,8 @@ fn waiting(o: &Observation<'_>, member: &Member, latest: Option<&Instance>) -> O
     if is_over && ended.is_some() {
         return None;
     }
+    // One that is being started waits no more.
+    let ended = ended.filter(|_| !o.starting.contains(member.name()));
     if let Some((_, delay)) = ended.and_then(|ended| o.records.restart_hold(member.name(), ended, o.now)) {
         return Some(crash_loop(o.pod, member.name(), delay));
     }
@@ -184,7 +207,7 @@ fn running_state(instance: &Instance) -> ContainerState {
 fn terminated_state(instance: &Instance) -> ContainerState {
     let detail = &instance.detail;
     let reason = match detail.exit_code {
-        _ if instance.is_lost && detail.exit_code != 0 => "ContainerStatusUnknown",
+        _ if instance.message.as_deref() == Some(LOST) => "ContainerStatusUnknown",
         _ if instance.failed_to_start() => "ContainerCannotRun",
         _ if detail.oom_killed => "OOMKilled",
         0 => "Completed",
@@ -240,7 +263,6 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
     if o.ended.is_some() {
         return "Failed";
     }
-    let policy = o.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let counts = count(apps);
     let sidecars: BTreeMap<&str, Role> = o.members.iter().map(|member| (member.name(), member.role)).collect();
     let real_init = init.iter().filter(|status| sidecars.get(status.name.as_str()) == Some(&Role::Init));
@@ -248,7 +270,7 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
         let state = status.state.as_ref().and_then(|state| state.terminated.as_ref());
         state.is_some_and(|ended| ended.exit_code != 0)
     });
-    if failed_init && policy == "Never" {
+    if failed_init && is_finished(o.pod, o.members, o.runtime) {
         return "Failed";
     }
     let is_initialized = counts.running + counts.stopped > 0;
@@ -257,26 +279,18 @@ fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]
         () if init_pending && !o.is_terminal => "Pending",
         () if counts.waiting > 0 && !o.is_terminal => "Pending",
         () if counts.running > 0 && counts.unknown == 0 => "Running",
-        () if counts.stopped > 0 && counts.unknown == 0 || o.is_terminal => ended_phase(o, &counts, policy),
+        () if counts.stopped > 0 && counts.unknown == 0 || o.is_terminal => ended_phase(o, &counts),
         () => "Pending",
     }
 }
 
-fn ended_phase(o: &Observation<'_>, counts: &Counts, policy: &str) -> &'static str {
+fn ended_phase(o: &Observation<'_>, counts: &Counts) -> &'static str {
     let all_succeeded = counts.stopped > 0 && counts.stopped == counts.succeeded && counts.waiting == 0;
-    match policy {
-        _ if o.is_terminal => {
-            if all_succeeded {
-                "Succeeded"
-            } else {
-                "Failed"
-            }
-        }
-        "Always" => "Running",
-        _ if all_succeeded => "Succeeded",
-        "Never" => "Failed",
-        _ if is_finished(o.pod, o.members, o.runtime) => "Failed",
-        _ => "Running",
+    // A container's own policy and rules may start it again where the pod's would not.
+    match (all_succeeded, o.is_terminal || is_finished(o.pod, o.members, o.runtime)) {
+        (_, false) => "Running",
+        (true, true) => "Succeeded",
+        (false, true) => "Failed",
     }
 }
 
@@ -299,13 +313,31 @@ fn conditions(
         ("PodScheduled", verdict(true)),
     ];
     let before = known.conditions.clone().unwrap_or_default();
-    let foreign = before.iter().filter(|condition| own.iter().all(|(type_, _)| *type_ != condition.type_)).cloned();
+    let resizes = resize_conditions(o.resizes);
+    let mine = |type_: &str| own.iter().any(|(own, _)| *own == type_) || RESIZE_CONDITIONS.contains(&type_);
+    let foreign = before.iter().filter(|condition| !mine(&condition.type_)).cloned();
     let mut conditions: Vec<PodCondition> = own
         .iter()
+        .chain(&resizes)
         .map(|(type_, verdict)| condition(o, type_, verdict, before.iter().find(|condition| condition.type_ == *type_)))
         .collect();
     conditions.extend(foreign);
     conditions
+}
+
+/// Conditions that are there only while they are true.
+const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resize_conditions(resizes: &Resizes) -> Vec<(&'static str, Verdict)> {
+    let pending = resizes.pending.as_ref().map(|pending| {
+        let message = Some(pending.message.clone());
+        ("PodResizePending", Verdict { is_true: true, reason: Some(pending.reason), message })
+    });
+    let in_progress = resizes.in_progress.as_ref().map(|error| {
+        let reason = error.as_ref().map(|_| "Error");
+        ("PodResizeInProgress", Verdict { is_true: true, reason, message: error.clone() })
+    });
+    pending.into_iter().chain(in_progress).collect()
 }
 
 /// Status, reason and message of a condition.

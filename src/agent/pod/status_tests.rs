@@ -19,6 +19,8 @@ fn status(spec: &Value, sandbox: Option<Is>, instances: &[(&str, u32, Is)], reco
         members: &members,
         runtime: &runtime,
         records,
+        starting: &Default::default(),
+        resizes: &Default::default(),
         host_ip: [192, 0, 2, 1].into(),
         started_at: at(-100),
         ended: None,
@@ -41,7 +43,11 @@ fn ready(status: &PodStatus) -> (String, String) {
 fn phases() {
     let init = json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i"}],
         "containers": [{"name": "web", "image": "nginx:1.14"}]});
-    let table: [(&str, Value, Vec<(&str, u32, Is)>, bool, &str, &str); 12] = [
+    let ruled = json!({"restartPolicy": "Never", "containers": [{"name": "web", "image": "nginx:1.14", "restartPolicy": "Never",
+        "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}]});
+    let table: [(&str, Value, Vec<(&str, u32, Is)>, bool, &str, &str); 14] = [
+        ("a rule starts it again", ruled.clone(), vec![("web", 0, Is::Exited(42, -1))], false, "Running", "ContainersNotReady"),
+        ("no rule does", ruled, vec![("web", 0, Is::Exited(7, -1))], false, "Failed", "PodFailed"),
         ("new", one("Always"), vec![], false, "Pending", "ContainersNotReady"),
         ("runs", one("Always"), vec![("web", 0, Is::Running)], false, "Running", ""),
         ("ended, starts again", one("Always"), vec![("web", 0, Is::Exited(0, -1))], false, "Running", "ContainersNotReady"),
@@ -142,6 +148,8 @@ fn transitions_keep_their_time() {
         members: &members,
         runtime: &runtime,
         records: &attached(),
+        starting: &Default::default(),
+        resizes: &Default::default(),
         host_ip: [192, 0, 2, 1].into(),
         started_at: at(0),
         ended: None,

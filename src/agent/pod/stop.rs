@@ -1,9 +1,11 @@
 //! Ending containers and taking a pod down: preStop hook, signal, grace, kill; then sandbox, network, volumes, cgroup, directory.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 
 use super::actions::Kill;
 use super::context::Context;
@@ -23,7 +25,14 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 pub fn grace_of(pod: &Pod) -> Duration {
     let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let seconds = pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(DEFAULT_GRACE_SECONDS);
-    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    // A negative period counts as the shortest one.
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(1))
+}
+
+/// How long a container has, and which others run.
+pub struct Turn {
+    pub grace: Duration,
+    pub running: watch::Receiver<BTreeSet<String>>,
 }
 
 /// Ends a container and returns how it ended; `None` if it is gone.
@@ -35,9 +44,10 @@ pub async fn kill(
     pod: &Arc<Pod>,
     member: Option<&Member>,
     kill: &Kill,
-    grace: Duration,
+    turn: Turn,
     pod_ip: Option<std::net::IpAddr>,
 ) -> Result<Option<ContainerDetail>, RuntimeError> {
+    let Turn { grace, mut running } = turn;
     context.event(pod, Some(&kill.container), false, "Killing", &kill.message);
     let began = instant();
     let hook = member.and_then(|member| Some((member, member.spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
@@ -47,9 +57,16 @@ pub async fn kill(
         match tokio::time::timeout(grace, run).await {
             Ok(Ok(())) => {}
             Ok(Err(why)) => {
-                context.event(pod, Some(&kill.container), true, "FailedPreStopHook", &format!("PreStopHook failed: {why}"));
+                tracing::info!(container = kill.container, why, "preStop hook failed");
+                context.event(pod, Some(&kill.container), true, "FailedPreStopHook", "PreStopHook failed");
             }
             Err(_) => tracing::warn!(container = kill.container, "preStop hook did not end within the grace period"),
+        }
+    }
+    if !kill.after.is_empty() && !grace.is_zero() {
+        let is_turn = running.wait_for(|running| kill.after.iter().all(|other| !running.contains(other)));
+        if tokio::time::timeout(grace.saturating_sub(began.elapsed()), is_turn).await.is_err() {
+            tracing::info!(container = kill.container, after = ?kill.after, "its turn to end did not come within the grace period");
         }
     }
     let left = if grace.is_zero() { grace } else { grace.saturating_sub(began.elapsed()).max(LEAST_GRACE) };

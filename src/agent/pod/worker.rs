@@ -9,17 +9,20 @@ use futures_util::StreamExt;
 use futures_util::future::{AbortHandle, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::actions::{self, Desire, Situation};
+use super::admission;
 use super::context::{Context, MountedVolumes};
 use super::mailbox::{Letters, Mailbox};
 use super::patch::status_patch;
+use super::probing::Probes;
+use super::resize::Resizes;
 use super::sandbox::{Progress, ProgressSender, SandboxUp};
 use super::start::StartFailure;
-use super::state::{Member, PodRuntime, Records, members};
+use super::state::{Member, PodRuntime, Records, held, members};
+use super::statics;
 use super::status::{self, Ended, Observation};
 use super::stop::grace_of;
 use crate::agent::pods::{ContainerInstance, ContainerLookup, PodView};
@@ -38,9 +41,22 @@ pub(super) enum Done {
     TornDown(Result<(), String>),
     Patched(Result<Box<Pod>, ClientError>),
     Deleted(Result<(), ClientError>),
+    /// The mirror of a static pod was made, or (`None`) deleted.
+    Mirror(Result<Option<Pod>, ClientError>),
     Refreshed(Result<(), VolumeError>),
+    /// A running container was changed: its name, and what it was to have.
+    Resized(String, Box<ResourceRequirements>, Result<(), RuntimeError>),
     /// It was given up because something else is wanted now.
     Aborted,
+}
+
+/// Whether the node takes the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Not looked at yet.
+    Open,
+    Granted,
+    Refused,
 }
 
 /// What is left of the pod beside its containers.
@@ -71,10 +87,19 @@ pub(super) struct Worker {
     pub runtime: PodRuntime,
     pub records: Records,
     pub ended: Option<Ended>,
+    /// How the pod stands with the node's admission.
+    pub admission: Admission,
+    /// The pod as its containers are made: with the resources that the node granted.
+    pub granted: Arc<Pod>,
+    pub resizes: Resizes,
+    /// What the API has of a static pod.
+    pub mirror: Option<Arc<Pod>>,
     pub started_at: Timestamp,
     pub progress: ProgressSender,
     pub operations: FuturesUnordered<BoxFuture<'static, Done>>,
     pub containers: BTreeMap<String, InFlight>,
+    /// Names of the containers that run: those that end in order wait for it.
+    pub running: watch::Sender<BTreeSet<String>>,
     pub sandbox: Option<AbortHandle>,
     pub volumes: Option<AbortHandle>,
     pub volumes_retry: (Option<Timestamp>, Backoff),
@@ -82,18 +107,22 @@ pub(super) struct Worker {
     pub remains: Remains,
     pub retry_at: Option<Timestamp>,
     pub retry: Backoff,
-    pub probes: BTreeMap<String, CancellationToken>,
+    pub probes: BTreeMap<String, Probes>,
     /// Ids that the worker itself removes.
     pub removing: BTreeSet<String>,
     needs_refresh: bool,
     refresh_volumes: bool,
-    is_patching: bool,
+    pub is_patching: bool,
     is_deleted: bool,
-    patch_retry: (Option<Timestamp>, Backoff),
+    pub patch_retry: (Option<Timestamp>, Backoff),
 }
 
+/// Longest delay before volumes, or a tear-down, are tried again.
+pub(super) const RETRY_CAP: Duration = Duration::from_secs(120);
+const PATCH_RETRY_CAP: Duration = Duration::from_secs(10);
+
 fn backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(500), Duration::from_secs(120))
+    Backoff::new(Duration::from_millis(500), RETRY_CAP)
 }
 
 impl Worker {
@@ -104,15 +133,20 @@ impl Worker {
             members: members(&pod),
             context,
             mailbox,
+            granted: Arc::clone(&pod),
             pod,
             is_gone: false,
             runtime: PodRuntime::default(),
             records: Records::default(),
             ended: None,
+            admission: Admission::Open,
+            resizes: Resizes::default(),
+            mirror: None,
             started_at: now,
             progress: Arc::new(watch::Sender::new(Progress::default())),
             operations: FuturesUnordered::new(),
             containers: BTreeMap::new(),
+            running: watch::Sender::default(),
             sandbox: None,
             volumes: None,
             volumes_retry: (None, backoff()),
@@ -126,7 +160,7 @@ impl Worker {
             refresh_volumes: false,
             is_patching: false,
             is_deleted: false,
-            patch_retry: (None, Backoff::new(Duration::from_millis(200), Duration::from_secs(10))),
+            patch_retry: (None, Backoff::new(Duration::from_millis(200), PATCH_RETRY_CAP)),
         }
     }
 
@@ -147,8 +181,9 @@ impl Worker {
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
             }
         }
-        self.probes.values().for_each(CancellationToken::cancel);
+        self.probes.values().for_each(|probes| probes.all.cancel());
         if self.is_over() {
+            self.context.grants.give_back(&self.uid);
             self.context.pods.withdraw(&self.pod);
         }
     }
@@ -166,14 +201,27 @@ impl Worker {
         let letters = self.mailbox.take();
         let mut wake_at = self.look(letters).await;
         let now = self.context.clock.now();
-        let desire = self.desire(now, &mut wake_at);
+        let mut desire = self.desire(now, &mut wake_at);
+        if desire == Desire::Run && !self.needs_refresh && !self.is_admitted() {
+            desire = Desire::Stop;
+        }
+        if desire == Desire::Run && self.admission == Admission::Granted {
+            wake_at = earliest(wake_at, self.resize(now));
+        }
         if desire == Desire::Stop {
             self.give_up_starts();
             if self.needs_refresh {
                 wake_at = earliest(wake_at, self.look(Letters::default()).await);
             }
         }
-        self.sync_probes();
+        self.sync_probes(desire);
+        let running = self.runtime.instances().filter(|(_, instance)| instance.is_running());
+        let running: BTreeSet<String> = running.map(|(name, _)| name.to_owned()).collect();
+        self.running.send_if_modified(|known| {
+            let is_news = *known != running;
+            *known = running;
+            is_news
+        });
         let in_flight: BTreeSet<String> = self.containers.keys().cloned().collect();
         let plan = actions::plan(&Situation {
             pod: &self.pod,
@@ -193,6 +241,9 @@ impl Worker {
     /// Takes in what was told, and looks at the containers that changed.
     async fn look(&mut self, letters: Letters) -> Option<Timestamp> {
         self.is_gone |= letters.is_gone;
+        if let Some(mirror) = letters.mirror {
+            self.take_mirror(mirror);
+        }
         if let Some(pod) = letters.pod {
             self.take_pod(pod);
         }
@@ -218,8 +269,8 @@ impl Worker {
         }
         let annotations = (&pod.metadata.annotations, &pod.metadata.labels);
         self.refresh_volumes |= annotations != (&self.pod.metadata.annotations, &self.pod.metadata.labels);
-        self.members = members(&pod);
         self.pod = pod;
+        self.take_allocation();
         let grace = grace_of(&self.pod);
         // A shorter grace period (`kubectl delete --force`) replaces one that runs.
         for (_, kill) in self.containers.extract_if(.., |_, kill| kill.grace.is_some_and(|running| grace < running)) {
@@ -269,6 +320,7 @@ impl Worker {
     fn note(&mut self, done: Done) {
         match done {
             Done::Patched(result) => self.note_patched(result),
+            Done::Mirror(result) => self.note_mirror(result),
             Done::Deleted(Ok(())) => self.is_deleted = true,
             Done::Deleted(Err(error)) if error.is_not_found() => self.is_gone = true,
             Done::Deleted(Err(error)) => self.note_api_failure(&error),
@@ -282,14 +334,18 @@ impl Worker {
             Ok(pod) => {
                 self.patch_retry.1.reset();
                 self.patch_retry.0 = None;
+                if statics::is_static(&self.pod) {
+                    return self.take_mirror(Some(Arc::new(*pod)));
+                }
                 self.take_pod(Arc::new(*pod));
             }
+            Err(error) if error.is_not_found() && statics::is_static(&self.pod) => self.take_mirror(None),
             Err(error) if error.is_not_found() => self.is_gone = true,
             Err(error) => self.note_api_failure(&error),
         }
     }
 
-    fn note_api_failure(&mut self, error: &ClientError) {
+    pub(super) fn note_api_failure(&mut self, error: &ClientError) {
         tracing::debug!(pod = self.uid, %error, "the API server did not take the pod's status");
         self.is_patching = false;
         self.patch_retry.0 = Some(self.context.clock.now() + self.patch_retry.1.next_delay());
@@ -336,18 +392,27 @@ impl Worker {
         let is_terminal = desire == Desire::Stop
             && !self.runtime.instances().any(|(_, instance)| instance.is_running())
             && self.containers.is_empty();
+        if is_terminal {
+            // Before anybody hears that the pod has ended, there is room for the next one.
+            self.context.grants.give_back(&self.uid);
+        }
         let wanted = self.status(is_terminal, now);
         self.publish(&wanted);
         if self.is_gone || self.is_patching || self.is_deleted {
             return None;
         }
-        if let Some(at) = self.patch_retry.0.filter(|at| *at > now) {
+        if let Some(at) = held(self.patch_retry.0, now, PATCH_RETRY_CAP) {
             return Some(at);
         }
         let (namespace, name) = (text(&self.pod.metadata.namespace), text(&self.pod.metadata.name));
         let client = self.context.client.clone();
         let known = self.pod.status.clone().unwrap_or_default();
-        match status_patch(&self.uid, &known, &wanted) {
+        let is_static = statics::is_static(&self.pod);
+        if is_static && !self.has_mirror() {
+            return None;
+        }
+        let uid = self.mirror.as_ref().filter(|_| is_static).and_then(|mirror| mirror.metadata.uid.clone());
+        match status_patch(uid.as_deref().unwrap_or(&self.uid), &known, &wanted) {
             Ok(Some(patch)) => {
                 self.is_patching = true;
                 self.announce_back_offs(&known, &wanted);
@@ -374,6 +439,9 @@ impl Worker {
         let was_terminal = matches!(known.phase.as_deref(), Some("Succeeded" | "Failed"));
         let has_instances = !self.runtime.containers.is_empty();
         // What is final stays, also when its containers are gone; what never ran has nothing to say about its end.
+        if self.admission == Admission::Refused {
+            return admission::refused(&self.pod, self.ended.as_ref(), self.started_at);
+        }
         if was_terminal && !has_instances || is_terminal && !has_instances && self.ended.is_none() {
             return known;
         }
@@ -382,6 +450,8 @@ impl Worker {
             members: &self.members,
             runtime: &self.runtime,
             records: &self.records,
+            starting: &self.containers.iter().filter(|(_, one)| one.grace.is_none()).map(|(name, _)| name.clone()).collect(),
+            resizes: &self.resizes,
             host_ip: self.context.node_ip,
             started_at: self.started_at,
             ended: self.ended.as_ref(),

@@ -26,7 +26,7 @@ use crate::agent::sources::Sources;
 use crate::agent::volume::Volumes;
 use crate::api::patch::strategic;
 use crate::api::schema;
-use crate::client::informer::Informers;
+use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::{Client, Transport};
 use crate::cri::fake::{Call, Fake};
 use crate::cri::{CgroupDriver, RuntimeEvent, State};
@@ -132,6 +132,7 @@ fn world(spec: Value) -> World {
     let context = Arc::new(Context {
         node_ip: [192, 0, 2, 1].into(),
         pods_dir: directory.path().to_owned(),
+        seccomp_dir: directory.path().join("seccomp"),
         owner: "o".to_owned(),
         cluster_dns: None,
         cluster_domain: "cluster.local".to_owned(),
@@ -140,8 +141,12 @@ fn world(spec: Value) -> World {
         clock: Arc::clone(&clock) as _,
         events: Arc::clone(&events) as _,
         network,
-        sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client).of(), Arc::new(|_| ()))),
-        volumes: Volumes::default(),
+        sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client.clone()).of(), Arc::new(|_| ()))),
+        volumes: {
+            let drivers = crate::agent::csi::Drivers::new(directory.path(), "n1", client.clone(), &tasks);
+            let csi = crate::agent::csi::CsiMounts::new(drivers, "n1", directory.path());
+            Volumes::new(directory.path(), directory.path().join("storage"), csi)
+        },
         images: Images::new(
             Arc::clone(&runtime),
             Arc::clone(&clock) as _,
@@ -156,7 +161,12 @@ fn world(spec: Value) -> World {
             memory_bytes: 1 << 30,
             cgroup_driver: CgroupDriver::Cgroupfs,
             can_lower_oom_score: true,
+            has_recursive_read_only: false,
+            has_apparmor: false,
         },
+        grants: Default::default(),
+        allowed_unsafe_sysctls: Vec::new(),
+        nodes: Informer::start(&tasks, client.clone(), Scope::all()),
         starts: Semaphore::new(4),
         tasks: tasks.clone(),
     });
@@ -335,4 +345,51 @@ async fn what_cannot_start_says_why() {
     let config_error = |world: &World| world.status()["containerStatuses"][0]["state"]["waiting"].clone();
     world.until("the ConfigMap is missing", |world| config_error(world)["reason"] == "CreateContainerConfigError").await;
     assert_eq!(config_error(&world)["message"], "configmap \"no\" not found");
+}
+
+#[tokio::test]
+async fn a_resize_changes_the_running_container() {
+    let mut spec = one();
+    spec["containers"][0]["resources"] = json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}});
+    let world = world(spec);
+    world.work();
+    world.until_ready().await;
+    let resize = |cpu: &str| {
+        world
+            .api
+            .change(|pod| pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": cpu}, "limits": {"cpu": "5"}}));
+    };
+    let status = |world: &World| world.status()["containerStatuses"][0].clone();
+    resize("300m");
+    world.until("resized", |world| status(world)["resources"]["limits"]["cpu"] == "5").await;
+    assert_eq!(status(&world)["allocatedResources"]["cpu"], "300m");
+    assert_eq!((world.fake.count(Call::Update), world.fake.count(Call::CreateContainer)), (1, 1));
+    resize("3");
+    let pending = |world: &World| {
+        let conditions = world.status()["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|condition| condition["type"] == "PodResizePending")
+    };
+    world.until("infeasible", |world| pending(world).is_some_and(|condition| condition["reason"] == "Infeasible")).await;
+    assert_eq!(status(&world)["allocatedResources"]["cpu"], "300m");
+    resize("300m");
+    world.until("nothing pends", |world| pending(world).is_none()).await;
+    let events = world.events.0.lock().clone();
+    assert!(
+        events.iter().any(|event| event.starts_with("ResizeInfeasible: Node didn't have enough capacity: cpu")),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_the_node_cannot_do_is_refused() {
+    let mut spec = one();
+    spec["securityContext"] = json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]});
+    let world = world(spec);
+    world.work();
+    world.until("refused", |world| world.status()["phase"] == "Failed").await;
+    let status = world.status();
+    assert_eq!(status["reason"], "SysctlForbidden");
+    assert_eq!(status["message"], "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+    assert!(status.get("containerStatuses").is_none());
+    assert_eq!((world.fake.count(Call::CreateSandbox), world.fake.count(Call::CreateContainer)), (0, 0));
 }

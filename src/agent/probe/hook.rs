@@ -12,14 +12,14 @@ use super::{Prober, Target, http};
 /// What went wrong, in words for the event.
 pub async fn run(prober: &Prober, handler: &LifecycleHandler, target: &Target<'_>) -> Result<(), String> {
     if let Some(exec) = &handler.exec {
-        return prober.exec(target.id, exec.command.clone().unwrap_or_default()).await;
+        return prober.exec(target.id, exec.command.clone().unwrap_or_default(), None).await;
     }
     if let Some(get) = &handler.http_get {
-        return http::get(&prober.connector, get, target, "kube-lifecycle/1.36").await;
+        return http::get(&prober.once, get, target, "kube-lifecycle/1.36").await.map(drop);
     }
     if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
         return Ok(());
     }
-    Err("invalid handler: it names no action".to_owned())
+    Err("invalid handler: neither exec nor httpGet nor sleep (tcpSocket is no lifecycle handler)".to_owned())
 }

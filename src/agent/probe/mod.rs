@@ -14,17 +14,21 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::cri::{ExecSpec, Runtime};
-use crate::http::connector::Connector;
+use crate::http::once::Once;
 use crate::http::tls::{ClientTls, TlsError, Trust};
 use crate::rt::TaskGroup;
 
 /// Most bytes of a command's or a server's answer that are kept for the event.
-const OUTPUT_BYTES: u64 = 10 << 10;
+const OUTPUT_BYTES: usize = 10 << 10;
+const AGENT: &str = "kube-probe/1.36";
+
+/// What a look found: success, perhaps with a warning, or what is wrong in the kubelet's words.
+type Verdict = Result<Option<String>, String>;
 
 /// Looks into containers.
 pub struct Prober {
     runtime: Arc<dyn Runtime>,
-    connector: Connector,
+    once: Once,
 }
 
 impl Prober {
@@ -34,49 +38,63 @@ impl Prober {
     /// When TLS cannot be set up.
     pub fn new(runtime: Arc<dyn Runtime>, tasks: TaskGroup) -> Result<Self, TlsError> {
         let tls = ClientTls::new(&Trust::Insecure, None)?;
-        Ok(Self { runtime, connector: Connector::new(tls, tasks) })
+        Ok(Self { runtime, once: Once::new(tls, tasks) })
     }
 
-    /// Looks once.
+    /// Looks once. A success may come with a warning.
     ///
     /// # Errors
     /// What is wrong, in the kubelet's words: the text after `Readiness probe failed: `.
-    pub async fn check(&self, probe: &Probe, target: &Target<'_>) -> Result<(), String> {
+    pub async fn check(&self, probe: &Probe, target: &Target<'_>) -> Verdict {
         let timeout = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1));
+        if let Some(exec) = &probe.exec {
+            let command = exec.command.clone().unwrap_or_default();
+            return self.exec(target.id, command, Some(timeout)).await.map(|()| None);
+        }
+        let mut late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned();
         let look = async {
-            if let Some(exec) = &probe.exec {
-                let command = exec.command.clone().unwrap_or_default();
-                self.exec(target.id, command).await
-            } else if let Some(get) = &probe.http_get {
-                http::get(&self.connector, get, target, "kube-probe/1.36").await
+            if let Some(get) = &probe.http_get {
+                http::get(&self.once, get, target, AGENT).await
             } else if let Some(tcp) = &probe.tcp_socket {
                 let host = tcp.host.clone().filter(|host| !host.is_empty());
                 let port = port(&tcp.port, target.container)?;
-                tcp_connect(&target.host(host)?, port).await
+                let host = target.host(host)?;
+                late = format!("dial tcp {host}:{port}: i/o timeout");
+                tcp_connect(&host, port).await.map(|()| None)
             } else if let Some(grpc) = &probe.grpc {
                 let service = grpc.service.as_deref().unwrap_or("");
-                grpc::check(&self.connector, &target.host(None)?, u16::try_from(grpc.port).unwrap_or(0), service).await
+                late = format!("timeout: health rpc did not complete within {}s", timeout.as_secs());
+                grpc::check(&self.once, &target.host(None)?, u16::try_from(grpc.port).unwrap_or(0), service).await
             } else {
                 Err("missing probe handler".to_owned())
             }
         };
-        match tokio::time::timeout(timeout, look).await {
-            Ok(result) => result,
-            Err(_) if probe.exec.is_some() => Err(format!("command timed out: command timed out after {}s", timeout.as_secs())),
-            Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
-        }
+        let looked = tokio::time::timeout(timeout, look).await;
+        looked.unwrap_or_else(|_| Err(late))
     }
 
-    /// Runs a command in a container.
-    async fn exec(&self, id: &str, command: Vec<String>) -> Result<(), String> {
+    /// Runs a command in a container; one that takes too long is ended.
+    async fn exec(&self, id: &str, command: Vec<String>, timeout: Option<Duration>) -> Result<(), String> {
         let spec = ExecSpec { command, stdin: false, stdout: true, stderr: true, tty: false };
         let session = self.runtime.exec(id, &spec).await.map_err(|error| error.to_string())?;
-        let (stdout, stderr) = futures_util::future::join(read(session.stdout), read(session.stderr)).await;
-        match session.control.exit_code().await {
-            Ok(0) => Ok(()),
-            Ok(code) if stdout.is_empty() && stderr.is_empty() => Err(format!("command terminated with exit code {code}")),
-            Ok(_) => Err(format!("{stdout}{stderr}")),
-            Err(error) => Err(error.to_string()),
+        let run = async {
+            let (stdout, stderr) = futures_util::future::join(read(session.stdout), read(session.stderr)).await;
+            match session.control.exit_code().await {
+                Ok(0) => Ok(()),
+                Ok(code) if stdout.is_empty() && stderr.is_empty() => Err(format!("command terminated with exit code {code}")),
+                Ok(_) => Err(format!("{stdout}{stderr}")),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let Some(timeout) = timeout else { return run.await };
+        match tokio::time::timeout(timeout, run).await {
+            Ok(result) => result,
+            Err(_) => {
+                if let Err(error) = session.control.kill().await {
+                    tracing::debug!(id, %error, "a command that hangs was not ended");
+                }
+                Err(format!("command timed out: command timed out after {}s", timeout.as_secs()))
+            }
         }
     }
 }
@@ -99,7 +117,7 @@ impl Target<'_> {
 async fn read(stream: Option<std::pin::Pin<Box<dyn AsyncRead + Send>>>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut stream) = stream {
-        let kept = (&mut stream).take(OUTPUT_BYTES).read_to_end(&mut bytes).await;
+        let kept = (&mut stream).take(OUTPUT_BYTES as u64).read_to_end(&mut bytes).await;
         let rest = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         // What cannot be read is no reason to call the container unhealthy; its exit code decides.
         tracing::trace!(?kept, ?rest, "output of a command");
@@ -123,3 +141,6 @@ async fn tcp_connect(host: &str, port: u16) -> Result<(), String> {
     let connected = tokio::net::TcpStream::connect((host, port)).await;
     connected.map(drop).map_err(|error| format!("dial tcp {host}:{port}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,20 +10,31 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use parking_lot::Mutex;
 use std::net::IpAddr;
 
+use super::csi::CsiMounts;
 use super::pod::context::{Context, MountedVolumes};
 use crate::rt::TaskGroup;
 
+pub mod reclaim;
 pub mod sub_path;
 
 mod atomic;
+mod claim;
 mod empty_dir;
 mod gather;
 mod host_path;
+mod image;
+mod local_path;
+mod loop_device;
 mod mounting;
 mod ownership;
+mod persistent;
 mod token;
+mod tool;
 
 use gather::{GatherError, Gathered};
+use image::ImageVolumes;
+use local_path::LocalPaths;
+use persistent::{Failure, Persistent};
 use token::Tokens;
 
 /// Why a pod's volumes are not there; the words are those of the kubelet's `FailedMount`.
@@ -32,20 +43,50 @@ pub enum VolumeError {
     /// A volume could not be set up.
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {why}")]
     SetUp { volume: String, why: String },
+    /// Which volume is meant is not known.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], \
+         failed to process volumes=[{volume}]: {why}"
+    )]
+    Process { volume: String, why: String },
     /// What a pod had could not be taken down.
     #[error("UnmountVolume.TearDown failed for {}: {why}", path.display())]
     TearDown { path: PathBuf, why: String },
 }
 
 /// Sets up and takes down the volumes of the node's pods.
-#[derive(Default)]
 pub struct Volumes {
     tokens: Tokens,
+    persistent: Persistent,
+    images: ImageVolumes,
     /// When a token in a pod's volumes must be renewed.
     renewals: Mutex<BTreeMap<String, Timestamp>>,
 }
 
 impl Volumes {
+    /// Volumes of an agent whose state is below `data_dir`; local volumes are made in `storage_dir`.
+    pub fn new(data_dir: &Path, storage_dir: PathBuf, csi: CsiMounts) -> Self {
+        Self {
+            tokens: Tokens::default(),
+            persistent: Persistent::new(LocalPaths::new(storage_dir, data_dir), csi, data_dir),
+            images: ImageVolumes::new(data_dir),
+            renewals: Mutex::default(),
+        }
+    }
+
+    /// Removes what a run that was cut off left half-done.
+    ///
+    /// # Errors
+    /// As the file system has it.
+    pub fn sweep(&self) -> std::io::Result<()> {
+        self.images.sweep()
+    }
+
+    /// The node's volumes of the built-in provisioner.
+    pub fn local_paths(&self) -> &LocalPaths {
+        self.persistent.local_paths()
+    }
+
     /// Makes all volumes of a pod. Idempotent.
     ///
     /// # Errors
@@ -53,8 +94,20 @@ impl Volumes {
     pub async fn set_up(&self, context: &Context, pod: &Pod, pod_ip: Option<IpAddr>) -> Result<MountedVolumes, VolumeError> {
         let volumes: Vec<&Volume> = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).collect();
         let set_up = volumes.into_iter().map(|volume| async move {
+            let name = volume.name.clone();
+            if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+                return match self.persistent.set_up(context, pod, volume).await {
+                    Ok(mounted) => Ok((name, mounted)),
+                    Err(Failure::Claim(why)) => Err(VolumeError::Process { volume: name, why }),
+                    Err(Failure::SetUp { volume, why }) => Err(VolumeError::SetUp { volume, why }),
+                };
+            }
+            if let Some(source) = &volume.image {
+                let mounted = self.images.set_up(context, pod, &name, source).await;
+                return mounted.map(|mounted| (name.clone(), mounted)).map_err(|why| VolumeError::SetUp { volume: name, why });
+            }
             let path = self.set_up_one(context, pod, volume, pod_ip).await;
-            path.map(|path| (volume.name.clone(), path)).map_err(|why| VolumeError::SetUp { volume: volume.name.clone(), why })
+            path.map(|path| (name.clone(), path.into())).map_err(|why| VolumeError::SetUp { volume: name, why })
         });
         futures_util::future::join_all(set_up).await.into_iter().collect()
     }
@@ -81,6 +134,8 @@ impl Volumes {
         self.tokens.forget(uid);
         let pod_dir = context.pods_dir.join(uid);
         let failed = |why: String| VolumeError::TearDown { path: pod_dir.clone(), why };
+        // Drivers unmount what they mounted before anything else is unmounted.
+        self.persistent.csi().unpublish(&pod_dir).await.map_err(failed)?;
         let work = {
             let pod_dir = pod_dir.clone();
             move || {
@@ -95,7 +150,9 @@ impl Volumes {
             }
         };
         let done = TaskGroup::blocking(work).await.map_err(|error| failed(error.to_string()))?;
-        done.map_err(|error| failed(error.to_string()))
+        done.map_err(|error| failed(error.to_string()))?;
+        self.images.tear_down(&context.pods_dir, uid).await.map_err(failed)?;
+        self.persistent.tear_down(&context.pods_dir, uid).await.map_err(failed)
     }
 
     async fn set_up_one(&self, context: &Context, pod: &Pod, volume: &Volume, pod_ip: Option<IpAddr>) -> Result<PathBuf, String> {
@@ -107,6 +164,13 @@ impl Volumes {
         }
         if let Some(host_path) = volume.host_path.clone() {
             return blocking(move || host_path::check(&host_path)).await;
+        }
+        if let Some(csi) = &volume.csi {
+            return self.persistent.csi().set_up_inline(context, pod, &volume.name, csi).await;
+        }
+        if let Some(nfs) = &volume.nfs {
+            let path = directory("kubernetes.io~nfs");
+            return persistent::mount_nfs(nfs, &[], &path, false).await.map(|()| path);
         }
         let (plugin, gathered) = match gather::gather(self, context, pod, volume, pod_ip).await {
             Some((plugin, gathered)) => (plugin, gathered),

@@ -28,6 +28,18 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io::Error::from)
 }
 
+/// Mounts the file system of a block device, unless it is mounted there.
+///
+/// # Errors
+/// As the kernel has it.
+pub fn file_system(device: &Path, target: &Path, kind: &str) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    if mounts_below(target)?.iter().any(|mounted| mounted == target) {
+        return Ok(());
+    }
+    mount(Some(device), target, Some(kind), MsFlags::empty(), None::<&str>).map_err(io::Error::from)
+}
+
 /// Unmounts everything at or below a directory, the deepest first.
 ///
 /// # Errors

@@ -37,6 +37,17 @@ pub fn give_to_group(path: &Path, group: Option<i64>, access: Access) -> io::Res
     tree(path, gid, access)
 }
 
+/// Whether the root of a tree is the group's already, so that what is below is taken to be so too: `OnRootMismatch`.
+///
+/// # Errors
+/// As the file system has it.
+pub fn is_given(path: &Path, group: Option<i64>) -> io::Result<bool> {
+    let meta = fs::metadata(path)?;
+    let mode = meta.permissions().mode() & 0o7777;
+    let is_its = group.is_none_or(|group| i64::from(std::os::unix::fs::MetadataExt::gid(&meta)) == group);
+    Ok(is_its && Access::ReadWrite.directory_mode(mode) == mode)
+}
+
 fn tree(path: &Path, gid: u32, access: Access) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
     lchown(path, None, Some(gid))?;

@@ -12,20 +12,21 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use super::{is_local, mounting};
 use crate::rt::TaskGroup;
 
-/// Binds `sub` of the volume at `volume` to `target` and returns where it is. A directory that is missing is made.
+/// Binds `sub` of the volume at `volume` to `target` and returns where it is. A directory that is missing is made, if that
+/// is allowed.
 ///
 /// # Errors
 /// Why it is not possible, in words for the container's status.
-pub async fn prepare(volume: PathBuf, sub: PathBuf, target: PathBuf) -> Result<PathBuf, String> {
+pub async fn prepare(volume: PathBuf, sub: PathBuf, target: PathBuf, may_make: bool) -> Result<PathBuf, String> {
     if !is_local(&sub) {
         return Err(format!("subPath {} leads out of the volume", sub.display()));
     }
-    let work = move || bind(&volume, &sub, &target).map(|()| target);
+    let work = move || bind(&volume, &sub, &target, may_make).map(|()| target);
     let done = TaskGroup::blocking(work).await.map_err(|error| error.to_string())?;
     done.map_err(|error| error.to_string())
 }
 
-fn bind(volume: &Path, sub: &Path, target: &Path) -> io::Result<()> {
+fn bind(volume: &Path, sub: &Path, target: &Path, may_make: bool) -> io::Result<()> {
     if mounting::mounts_below(target)?.iter().any(|mounted| mounted == target) {
         return Ok(());
     }
@@ -35,7 +36,7 @@ fn bind(volume: &Path, sub: &Path, target: &Path) -> io::Result<()> {
         openat2(&root, path, how).map_err(io::Error::from)
     };
     let opened = match resolve(sub) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => {
             make(volume, sub, &resolve)?;
             resolve(sub)?
         }
@@ -81,13 +82,13 @@ mod tests {
         fs::create_dir_all(&volume).unwrap();
         fs::create_dir_all(&out).unwrap();
         std::os::unix::fs::symlink(&out, volume.join("link")).unwrap();
-        assert!(prepare(volume.clone(), "../out".into(), directory.path().join("t0")).await.is_err());
+        assert!(prepare(volume.clone(), "../out".into(), directory.path().join("t0"), true).await.is_err());
         // Within the volume, the link leads to a path that is not there.
         let target = directory.path().join("t1");
-        let bound = prepare(volume.clone(), "link/x".into(), target.clone()).await;
+        let bound = prepare(volume.clone(), "link/x".into(), target.clone(), true).await;
         assert!(bound.is_err() || !out.join("x").exists());
         let target = directory.path().join("t2");
-        prepare(volume.clone(), "a/b".into(), target.clone()).await.unwrap();
+        prepare(volume.clone(), "a/b".into(), target.clone(), true).await.unwrap();
         fs::write(volume.join("a/b/f"), "1").unwrap();
         assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "1");
         mounting::unmount_below(directory.path()).unwrap();

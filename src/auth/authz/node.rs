@@ -65,10 +65,15 @@ pub(super) fn authorize(node: &str, wanted: &Attributes, snapshot: &Snapshot) ->
         ("", "serviceaccounts", "" | "token", "create" | "get") => {
             !name.is_empty() && refers(snapshot, node, namespace, |pod| account_of(pod) == name)
         }
-        ("", "persistentvolumeclaims", "" | "status", "get" | "update" | "patch") => {
-            refers(snapshot, node, namespace, |pod| claims(pod).any(|claim| claim == *name))
+        ("", "persistentvolumeclaims", "" | "status", "get" | "list" | "watch" | "update" | "patch") => {
+            !name.is_empty() && refers(snapshot, node, namespace, |pod| claims(pod).any(|claim| claim == *name))
         }
         ("", "persistentvolumes", "", "get") => volume_used(snapshot, node, name),
+        // The built-in provisioner's: a node sees the volumes on its own disk, and lets go of those that it has removed.
+        ("", "persistentvolumes", "", "list" | "watch") => {
+            wanted.label_selector == format!("{}={node}", crate::kinds::storage::local_path::NODE_LABEL)
+        }
+        ("", "persistentvolumes", "", "patch") => is_leaving(snapshot, node, name),
         ("storage.k8s.io", "volumeattachments", "", "get") => true,
         _ => return Verdict::NoOpinion(None),
     };
@@ -128,6 +133,17 @@ fn volume_used(snapshot: &Snapshot, node: &str, name: &str) -> bool {
     let bound = snapshot.get(&key).and_then(|entry| decode::<PersistentVolumeClaim>(&entry));
     bound.and_then(|bound| bound.spec?.volume_name).as_deref() == Some(name)
         && refers(snapshot, node, &namespace, |pod| claims(pod).any(|one| one == claim))
+}
+
+/// Whether a volume on the node's own disk is being deleted.
+fn is_leaving(snapshot: &Snapshot, node: &str, name: &str) -> bool {
+    let key = format!("{}/{name}", core::persistent_volume::PERSISTENT_VOLUME.bucket);
+    let volume = snapshot.get(&key).and_then(|entry| decode::<PersistentVolume>(&entry));
+    volume.is_some_and(|volume| {
+        let labels = volume.metadata.labels.unwrap_or_default();
+        let is_here = labels.get(crate::kinds::storage::local_path::NODE_LABEL).is_some_and(|own| own == node);
+        is_here && volume.metadata.deletion_timestamp.is_some()
+    })
 }
 
 /// Whether a pod refers to a Secret or ConfigMap: in env, volumes, or to pull its images.

@@ -16,7 +16,10 @@ use bollard::query_parameters::{
 use jiff::Timestamp;
 
 use super::Engine;
-use crate::cri::{ContainerDetail, ContainerSpec, ContainerSummary, Mount, Propagation, Resources, RuntimeError, State, labels};
+use crate::cri::{
+    ContainerDetail, ContainerSpec, ContainerSummary, Device, DeviceRequest, Mount, Propagation, Resources, RuntimeError,
+    Seccomp, State, labels,
+};
 use crate::rt::limits::RUNTIME_CALL;
 
 /// How often a creation is tried when its name is in use by something that then goes away.
@@ -143,25 +146,25 @@ fn body(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> ContainerCreateBody
 
 fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
     let sandbox = Some(format!("container:{}", spec.sandbox_id));
-    let mut security = Vec::new();
-    if spec.no_new_privileges {
-        security.push("no-new-privileges".to_owned());
-    }
-    if !spec.privileged {
-        security.push("seccomp=unconfined".to_owned());
-    }
+    let target = spec.pid_of.as_ref().map(|id| format!("container:{id}"));
     let resources = &spec.resources;
     HostConfig {
         network_mode: sandbox.clone(),
         ipc_mode: sandbox.clone(),
-        pid_mode: if spec.host_pid { Some("host".to_owned()) } else { sandbox.filter(|_| spec.share_pid) },
+        pid_mode: if spec.host_pid { Some("host".to_owned()) } else { target.or_else(|| sandbox.filter(|_| spec.share_pid)) },
         mounts: Some(spec.mounts.iter().map(mount).collect()),
+        devices: Some(spec.host_devices.iter().map(device).collect()),
         group_add: Some(spec.supplemental_groups.iter().map(ToString::to_string).collect()),
         privileged: Some(spec.privileged),
         readonly_rootfs: Some(spec.read_only_rootfs),
         cap_add: Some(spec.capabilities_add.clone()),
         cap_drop: Some(spec.capabilities_drop.clone()),
-        security_opt: Some(security),
+        security_opt: Some(security(spec)),
+        // Given and empty they mask nothing; absent they are the engine's own.
+        masked_paths: spec.unmasked_proc.then(Vec::new),
+        readonly_paths: spec.unmasked_proc.then(Vec::new),
+        device_requests: Some(spec.devices.iter().map(device_request).collect()),
+        runtime: (!spec.oci_runtime.is_empty()).then(|| spec.oci_runtime.clone()),
         cpu_shares: resources.cpu_shares,
         cpu_quota: resources.cpu_quota_us,
         cpu_period: resources.cpu_period_us,
@@ -176,6 +179,32 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
     }
 }
 
+fn security(spec: &ContainerSpec) -> Vec<String> {
+    let mut options = Vec::new();
+    if spec.no_new_privileges {
+        options.push("no-new-privileges".to_owned());
+    }
+    match &spec.seccomp {
+        // The engine confines no privileged container.
+        _ if spec.privileged => {}
+        Seccomp::Unconfined => options.push("seccomp=unconfined".to_owned()),
+        Seccomp::RuntimeDefault => {}
+        Seccomp::Profile(text) => options.push(format!("seccomp={text}")),
+    }
+    options.extend(spec.apparmor.iter().map(|profile| format!("apparmor={profile}")));
+    options.extend(spec.selinux.iter().map(|label| format!("label={label}")));
+    options
+}
+
+fn device_request(request: &DeviceRequest) -> models::DeviceRequest {
+    models::DeviceRequest {
+        driver: Some(request.driver.clone()),
+        count: Some(request.count),
+        capabilities: Some(vec![request.capabilities.clone()]),
+        ..models::DeviceRequest::default()
+    }
+}
+
 fn log_config(spec: &ContainerSpec) -> HostConfigLogConfig {
     let mut options = HashMap::new();
     if spec.log_max_bytes > 0 {
@@ -185,18 +214,31 @@ fn log_config(spec: &ContainerSpec) -> HostConfigLogConfig {
     HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(options) }
 }
 
+fn device(device: &Device) -> models::DeviceMapping {
+    models::DeviceMapping {
+        path_on_host: Some(device.host_path.to_string_lossy().into_owned()),
+        path_in_container: Some(device.container_path.clone()),
+        cgroup_permissions: Some(if device.read_only { "r" } else { "rwm" }.to_owned()),
+    }
+}
+
 fn mount(mount: &Mount) -> models::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => MountBindOptionsPropagationEnum::RPRIVATE,
         Propagation::HostToContainer => MountBindOptionsPropagationEnum::RSLAVE,
         Propagation::Bidirectional => MountBindOptionsPropagationEnum::RSHARED,
     };
+    let recursive = mount.recursive_read_only.then_some(true);
     models::Mount {
         typ: Some(MountType::BIND),
         source: Some(mount.host_path.to_string_lossy().into_owned()),
         target: Some(mount.container_path.clone()),
         read_only: Some(mount.read_only),
-        bind_options: Some(MountBindOptions { propagation: Some(propagation), ..MountBindOptions::default() }),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(propagation),
+            read_only_force_recursive: recursive,
+            ..MountBindOptions::default()
+        }),
         ..models::Mount::default()
     }
 }
@@ -271,6 +313,7 @@ mod tests {
         let cases = [
             (spec.clone(), None),
             (ContainerSpec { share_pid: true, ..spec.clone() }, Some("container:abc")),
+            (ContainerSpec { share_pid: true, pid_of: Some("web".to_owned()), ..spec.clone() }, Some("container:web")),
             (ContainerSpec { host_pid: true, share_pid: true, ..spec }, Some("host")),
         ];
         for (spec, pid_mode) in cases {
@@ -278,6 +321,30 @@ mod tests {
             assert_eq!(config.network_mode.as_deref(), Some("container:abc"));
             assert_eq!(config.ipc_mode.as_deref(), Some("container:abc"));
             assert_eq!(config.pid_mode.as_deref(), pid_mode);
+        }
+    }
+
+    #[test]
+    fn confines_as_asked() {
+        let profile = || Seccomp::Profile("{}".to_owned());
+        let spec = ContainerSpec { no_new_privileges: true, ..ContainerSpec::default() };
+        let table: [(ContainerSpec, &[&str]); 5] = [
+            (spec.clone(), &["no-new-privileges", "seccomp=unconfined"]),
+            (ContainerSpec { seccomp: Seccomp::RuntimeDefault, ..spec.clone() }, &["no-new-privileges"]),
+            (ContainerSpec { seccomp: profile(), ..spec }, &["no-new-privileges", "seccomp={}"]),
+            (ContainerSpec { seccomp: profile(), privileged: true, ..ContainerSpec::default() }, &[]),
+            (
+                ContainerSpec {
+                    seccomp: Seccomp::RuntimeDefault,
+                    apparmor: Some("own".to_owned()),
+                    selinux: vec!["level:s0".to_owned()],
+                    ..ContainerSpec::default()
+                },
+                &["apparmor=own", "label=level:s0"],
+            ),
+        ];
+        for (spec, expected) in table {
+            assert_eq!(security(&spec), expected);
         }
     }
 

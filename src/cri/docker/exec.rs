@@ -105,6 +105,24 @@ impl ExecControl for Target {
         }
     }
 
+    async fn kill(&self) -> Result<(), RuntimeError> {
+        if !self.is_exec {
+            return Ok(());
+        }
+        let client = self.engine.client()?;
+        let exec = self.engine.within("inspect exec", RUNTIME_CALL, client.inspect_exec(&self.id)).await?;
+        let (pid, container) = (exec.pid.unwrap_or(0), exec.container_id.unwrap_or_default());
+        let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1 && exec.running == Some(true)) else { return Ok(()) };
+        // The engine has no call for this. That the process is in the container's cgroup shows that its number means the same
+        // here as there.
+        let cgroup = tokio::fs::read_to_string(format!("/proc/{pid}/cgroup")).await;
+        if container.is_empty() || !cgroup.is_ok_and(|text| text.contains(&container)) {
+            return Ok(());
+        }
+        let failed = |error: nix::errno::Errno| RuntimeError::Failed(format!("kill {pid}: {error}"));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).map_err(failed)
+    }
+
     async fn exit_code(&self) -> Result<i32, RuntimeError> {
         if !self.is_exec {
             let detail = self.engine.inspect_by_id(&self.id).await?;

@@ -35,6 +35,8 @@ impl Engine {
             cgroup_version: if info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2) { 2 } else { 1 },
             root_dir: info.docker_root_dir.unwrap_or_default().into(),
             can_lower_oom_score: self.can_lower_oom_score().await,
+            has_apparmor: info.security_options.iter().flatten().any(|option| option.contains("name=apparmor")),
+            runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
         })
     }
 

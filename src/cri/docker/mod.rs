@@ -28,6 +28,7 @@ mod image;
 mod info;
 mod pause;
 mod sandbox;
+mod unpack;
 
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
@@ -173,6 +174,10 @@ impl Runtime for Docker {
 
     async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError> {
         self.engine.load_tarball(tarball).await
+    }
+
+    async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError> {
+        self.engine.unpack(image, target).await
     }
 
     async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError> {

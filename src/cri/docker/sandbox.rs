@@ -39,7 +39,13 @@ fn body(spec: &SandboxSpec, can_lower_oom_score: bool) -> ContainerCreateBody {
         oom_score_adj: can_lower_oom_score.then_some(OOM_SCORE_ADJ),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges".to_owned(), "seccomp=unconfined".to_owned()]),
+        security_opt: Some(
+            ["no-new-privileges".to_owned(), "seccomp=unconfined".to_owned()]
+                .into_iter()
+                .chain(spec.selinux.iter().map(|label| format!("label={label}")))
+                .collect(),
+        ),
+        runtime: (!spec.oci_runtime.is_empty()).then(|| spec.oci_runtime.clone()),
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         ..HostConfig::default()
     };

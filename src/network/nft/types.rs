@@ -213,6 +213,11 @@ impl Set {
         Self { dynamic: true, size: Some(size), timeout: Some(None), ..self }
     }
 
+    /// Bytes of a key as [`Key`] builds it.
+    pub fn key_bytes(&self) -> usize {
+        self.key.iter().map(|part| part.padded_bytes()).sum()
+    }
+
     /// A set whose ranges are ranges in each part of the key (the kernel's `pipapo`).
     pub(super) fn is_concatenated_interval(&self) -> bool {
         self.interval && self.key.len() > 1

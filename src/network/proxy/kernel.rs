@@ -37,24 +37,40 @@ impl Kernel {
     /// # Errors
     /// What the kernel refused; the next call makes the table anew.
     pub(super) async fn sync(&mut self, stale: &Stale) -> Result<(), NftError> {
-        let batch = if self.in_step {
-            self.desired.changes(&self.layout)
-        } else {
-            let affinities = self.affinities().await?;
-            self.desired.whole(&self.layout, affinities)
-        };
         // Whatever ends this before it is known to be done, the next one begins anew.
-        self.in_step = false;
-        self.nft.commit(batch).await?;
+        let in_step = std::mem::take(&mut self.in_step);
+        if in_step {
+            let changes = self.desired.changes(&self.layout);
+            self.nft.commit(changes).await?;
+        } else {
+            self.replace().await?;
+        }
         self.in_step = true;
         stale.note(self.desired.take_changed_fronts());
         Ok(())
     }
 
-    /// Which clients stay with which endpoints, from the table that is there.
+    /// Makes the table anew, in one transaction: packets see the old one or the new one.
+    async fn replace(&mut self) -> Result<(), NftError> {
+        let affinities = self.affinities().await?;
+        if affinities.iter().any(|known| !known.is_empty()) {
+            let whole = self.desired.whole(&self.layout, affinities);
+            match self.nft.commit(whole).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "clients do not stay with their endpoints over this change of rules"),
+            }
+        }
+        let whole = self.desired.whole(&self.layout, Default::default());
+        self.nft.commit(whole).await
+    }
+
+    /// Which clients stay with which endpoints, from the table that is there. It may be that of another version.
     async fn affinities(&self) -> Result<[Vec<Element>; 2], NftError> {
-        let [addresses, ports] = layout::affinity_maps();
-        let table = &self.layout.table;
-        Ok([self.nft.elements(table, &addresses).await?, self.nft.elements(table, &ports).await?])
+        let mut known: [Vec<Element>; 2] = Default::default();
+        for (set, known) in layout::affinity_sets().iter().zip(&mut known) {
+            known.extend(self.nft.elements(&self.layout.table, set).await?);
+            known.retain(|element| element.key.bytes().len() == set.key_bytes());
+        }
+        Ok(known)
     }
 }

@@ -39,7 +39,7 @@ mod plan;
 mod stale;
 mod table;
 
-use super::nft::{Changed, Monitor, Nft, NftError};
+use super::nft::{Batch, Changed, Monitor, Nft, NftError};
 use super::parts::PartContext;
 use crate::client::informer::{Change, Informer, Scope, Subscription};
 use crate::client::{Cached, ObjectKey, Source};
@@ -72,6 +72,16 @@ pub(super) fn run(context: PartContext) -> BoxFuture<'static, ()> {
         }
     }
     .boxed()
+}
+
+/// Takes the rules of a node's Services away: for uninstalling.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) async fn remove(node: &str) -> Result<(), NftError> {
+    let mut batch = Batch::new();
+    batch.remove_table(&layout::table(node));
+    Nft::open()?.commit(batch).await
 }
 
 struct Watched {
@@ -170,6 +180,9 @@ impl Proxy {
             self.replan();
             retry_at = match self.kernel.sync(stale).await {
                 Ok(()) => {
+                    if synced_at.is_none() {
+                        let_localhost_out().await;
+                    }
                     backoff.reset();
                     None
                 }
@@ -262,6 +275,16 @@ impl Proxy {
             let pod = self.watched.pods.get(&key.namespace, &key.name);
             self.kernel.desired.set_host_ports(&key, pod.map(|pod| pod.host_ports()).unwrap_or_default());
         }
+    }
+}
+
+/// Lets connections to a NodePort at 127.0.0.1 leave to a pod. The table drops what others send to loopback addresses, so this comes
+/// after it. Without it only that one way is missing.
+async fn let_localhost_out() {
+    const SWITCH: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
+    let on = tokio::fs::read_to_string(SWITCH).await.is_ok_and(|text| text.trim() == "1");
+    if !on && let Err(error) = tokio::fs::write(SWITCH, "1").await {
+        tracing::debug!(%error, "NodePorts do not answer at 127.0.0.1");
     }
 }
 

@@ -92,7 +92,8 @@ pub(super) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &Node
     for port in spec.ports.iter().flatten() {
         let candidates = endpoints::candidates(port, slices, node);
         plan.frontends.extend(frontends(spec, port, &addresses, &candidates, node));
-        hairpin.extend(endpoints::local(&candidates));
+        // The node itself answers to itself without help.
+        hairpin.extend(endpoints::local(&candidates).filter(|ip| IpAddr::V4(*ip) != node_ip));
         healthy.extend(endpoints::local_ready(&candidates));
     }
     plan.hairpin = hairpin.into_iter().collect();
@@ -196,4 +197,108 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     }
     let configured = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
     Some(configured.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY_SECONDS))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NODE_IP: &str = "192.0.2.1";
+
+    /// The fronts and routes of a Service with one ready endpoint here (10.1.0.1) and one elsewhere (10.1.1.1).
+    fn planned(metadata: Value, spec: Value, status: Value) -> Option<Plan> {
+        let service = json!({"metadata": metadata, "spec": spec, "status": status});
+        let endpoints = json!([
+            {"addresses": ["10.1.0.1"], "nodeName": "n1", "conditions": {"ready": true}},
+            {"addresses": ["10.1.1.1"], "nodeName": "n2", "conditions": {"ready": true}}
+        ]);
+        let ports = json!([{"name": "", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+        let slice = json!({"metadata": {}, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+        let node = NodeView { name: "n1".into(), zone: None };
+        let service = serde_json::from_value(service).unwrap();
+        plan(&service, &[Arc::new(serde_json::from_value(slice).unwrap())], &node, NODE_IP.parse().unwrap())
+    }
+
+    fn shown(plan: &Plan) -> Vec<String> {
+        let list =
+            |targets: &[Target]| targets.iter().map(|one| format!("{}:{}", one.ip, one.port)).collect::<Vec<_>>().join(",");
+        let route = |route: &Route| match route {
+            Route::Reject => "reject".to_owned(),
+            Route::Drop => "drop".to_owned(),
+            Route::Balance { targets, affinity } => format!("{} {affinity:?}", list(targets)),
+            Route::External { targets, local, affinity } => format!("{} local {} {affinity:?}", list(targets), list(local)),
+        };
+        let front = |front: &Front| match front {
+            Front::Address { ip, protocol, port } => format!("{protocol:?} {ip}:{port}"),
+            Front::NodePort { protocol, port } => format!("{protocol:?} *:{port}"),
+        };
+        plan.frontends.iter().map(|one| format!("{} -> {}", front(&one.front), route(&one.route))).collect()
+    }
+
+    #[track_caller]
+    fn check(spec: Value, status: Value, wanted: &[&str]) -> Plan {
+        let plan = planned(json!({"name": "s"}), spec, status).unwrap();
+        assert_eq!(shown(&plan), wanted);
+        plan
+    }
+
+    #[test]
+    fn what_is_not_for_this_proxy_has_no_plan() {
+        let spec = json!({"clusterIP": "10.2.0.1", "ports": [{"port": 80}]});
+        for label in [PROXY_NAME, HEADLESS] {
+            assert_eq!(planned(json!({"labels": {label: "x"}}), spec.clone(), json!({})), None);
+        }
+        assert_eq!(planned(json!({}), json!({"clusterIP": "None"}), json!({})), None);
+        assert_eq!(planned(json!({}), json!({"type": "ExternalName", "externalName": "a.b"}), json!({})), None);
+        assert_eq!(planned(json!({}), json!({"clusterIP": "fd00::1", "ports": [{"port": 80}]}), json!({})), None);
+    }
+
+    #[test]
+    fn every_address_of_a_service_is_a_front() {
+        let ports = json!([{"port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP"},
+            {"name": "none", "port": 81}]);
+        let spec =
+            json!({"clusterIP": "10.2.0.1", "externalIPs": ["198.51.100.1"], "ports": ports, "sessionAffinity": "ClientIP"});
+        let web = "10.1.0.1:8080,10.1.1.1:8080 Some(10800)";
+        let dns = "10.1.0.1:53,10.1.1.1:53 Some(10800)";
+        let wanted = [
+            format!("Tcp 10.2.0.1:80 -> {web}"),
+            format!("Tcp 198.51.100.1:80 -> {web}"),
+            format!("Tcp *:30080 -> {web}"),
+            format!("Udp 10.2.0.1:53 -> {dns}"),
+            format!("Udp 198.51.100.1:53 -> {dns}"),
+            "Tcp 10.2.0.1:81 -> reject".to_owned(),
+            "Tcp 198.51.100.1:81 -> reject".to_owned(),
+        ];
+        let plan = check(spec, json!({}), &wanted.each_ref().map(String::as_str));
+        assert_eq!(plan.hairpin, ["10.1.0.1".parse::<Ipv4Addr>().unwrap()]);
+        assert_eq!(plan.health, None);
+    }
+
+    #[test]
+    fn a_load_balancer_with_policy_local_has_a_health_check() {
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}, {"ip": "198.51.100.8", "ipMode": "Proxy"}]}});
+        let spec = json!({"type": "LoadBalancer", "clusterIP": "10.2.0.1", "externalTrafficPolicy": "Local", "ports": [{"port": 80}],
+            "healthCheckNodePort": 31000, "loadBalancerSourceRanges": ["192.0.2.0/24", "10.9.0.1/8"]});
+        let wanted = [
+            "Tcp 10.2.0.1:80 -> 10.1.0.1:8080,10.1.1.1:8080 None",
+            "Tcp 198.51.100.7:80 -> 10.1.0.1:8080,10.1.1.1:8080 local 10.1.0.1:8080 None",
+        ];
+        let plan = check(spec, status, &wanted);
+        assert_eq!(plan.health, Some(HealthCheck { port: 31000, local_endpoints: 1 }));
+        let ranges = ["10.0.0.0/8", "192.0.2.0/24"].map(|range| range.parse().unwrap()).to_vec();
+        // The node is in one of the ranges, so it may come with the address as its source.
+        let sources = Sources { ranges, own: Some("198.51.100.7".parse().unwrap()) };
+        assert_eq!(plan.frontends[1].sources, Some(sources));
+        assert_eq!(plan.frontends[0].sources, None);
+    }
+
+    #[test]
+    fn internal_policy_local_keeps_to_this_node() {
+        let spec = json!({"clusterIP": "10.2.0.1", "internalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]});
+        let wanted = ["Tcp 10.2.0.1:80 -> 10.1.0.1:8080 None", "Tcp *:30080 -> 10.1.0.1:8080,10.1.1.1:8080 None"];
+        check(spec, json!({}), &wanted);
+    }
 }

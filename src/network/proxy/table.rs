@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use super::endpoints::Target;
 use super::hostport::HostPort;
-use super::layout::{self, Keys, Layout, Map, REJECT, Shared};
+use super::layout::{self, Keys, Layout, Map, REJECT, Shared, Which};
 use super::plan::{Frontend, Plan, Route};
 use super::{Front, Protocol};
 use crate::client::ObjectKey;
@@ -165,7 +165,7 @@ impl Desired {
         if if more { self.chains.add(chain.clone()) } else { self.chains.remove(chain) } {
             self.changed_chains.entry(chain.clone()).or_insert(!more);
         }
-        if let Some(needed) = chain.needs() {
+        for needed in chain.needs() {
             self.count_chain(&needed, more);
         }
     }
@@ -220,6 +220,21 @@ impl Desired {
     /// The services' health checks.
     pub(super) fn health_checks(&self) -> impl Iterator<Item = (&ObjectKey, super::plan::HealthCheck)> {
         self.plans.iter().filter_map(|(service, plan)| plan.health.map(|health| (service, health)))
+    }
+
+    /// What a map shall hold, in order.
+    #[cfg(test)]
+    pub(super) fn elements_of(&self, map: Map) -> Vec<Element> {
+        let of_map = self.elements.iter().filter(|((at, _), _)| *at == map);
+        let mut elements: Vec<Element> = of_map.map(|((_, key), value)| element(key.clone(), value.clone())).collect();
+        elements.sort_by(|one, other| one.key.cmp(&other.key));
+        elements
+    }
+
+    /// The names of the chains that come and go.
+    #[cfg(test)]
+    pub(super) fn chain_names(&self) -> impl Iterator<Item = String> {
+        self.chains.0.keys().map(Shared::name)
     }
 
     /// What makes the kernel's table as desired, from what it was at the last call. The caller must see to it that the batch is
@@ -279,8 +294,8 @@ impl Desired {
         for (map, elements) in &by_map {
             batch.add_elements(table, &map.set(), elements);
         }
-        for (map, elements) in layout::affinity_maps().iter().zip(&affinities) {
-            batch.add_elements(table, map, elements);
+        for (set, elements) in layout::affinity_sets().iter().zip(&affinities) {
+            batch.add_elements(table, set, elements);
         }
         batch
     }
@@ -341,18 +356,27 @@ fn target_data(target: Target) -> Data {
     Data::Value(Key::new().ipv4(target.ip).port(target.port))
 }
 
-fn size(targets: &[Target]) -> u32 {
-    u32::try_from(targets.len()).unwrap_or(u32::MAX)
+/// The chain that picks one of a front's endpoints; `None` if there is none.
+fn picking(front: Front, which: Which, targets: &[Target], affinity: Option<u32>) -> Option<Shared> {
+    let keys = keys_of(front);
+    if targets.is_empty() {
+        return None;
+    }
+    Some(match affinity {
+        Some(seconds) => Shared::Sticky { keys, which, targets: targets.to_vec(), seconds },
+        None => Shared::Balance { keys, which, count: u32::try_from(targets.len()).unwrap_or(u32::MAX) },
+    })
 }
 
-/// The shared chains that a front needs: the one that its connections go to first.
+/// The shared chains that a front needs: the one that its connections go to first, and the one that says who may come.
 fn chains(frontend: &Frontend) -> Vec<Shared> {
-    let keys = keys_of(frontend.front);
+    let front = frontend.front;
     let route = match &frontend.route {
         Route::Reject | Route::Drop => None,
-        Route::Balance { targets, affinity } => Some(Shared::Balance { keys, count: size(targets), affinity: *affinity }),
+        Route::Balance { targets, affinity } => picking(front, Which::Cluster, targets, *affinity),
         Route::External { targets, local, affinity } => {
-            Some(Shared::External { keys, count: size(targets), local: size(local), affinity: *affinity })
+            let strangers = picking(front, Which::Local, local, *affinity).map(Box::new);
+            picking(front, Which::Cluster, targets, *affinity).map(|own| Shared::External { own: Box::new(own), strangers })
         }
     };
     route.into_iter().chain(frontend.sources.clone().map(Shared::From)).collect()
@@ -380,10 +404,10 @@ fn elements(placed: &Placed) -> Vec<(Map, Key, Value)> {
             _ => found.push((map(Map::Services, Map::NodePorts), key.clone(), to)),
         }
     }
-    let (targets, local, affinity): (&[Target], &[Target], bool) = match &frontend.route {
-        Route::Reject | Route::Drop => (&[], &[], false),
-        Route::Balance { targets, affinity } => (targets, &[], affinity.is_some()),
-        Route::External { targets, local, affinity } => (targets, local, affinity.is_some()),
+    let (targets, local, affinity): (&[Target], &[Target], &Option<u32>) = match &frontend.route {
+        Route::Reject | Route::Drop => (&[], &[], &None),
+        Route::Balance { targets, affinity } => (targets, &[], affinity),
+        Route::External { targets, local, affinity } => (targets, local, affinity),
     };
     let places = [
         (targets, map(Map::Endpoints, Map::NodePortEndpoints), map(Map::Sticky, Map::NodePortSticky)),
@@ -391,11 +415,113 @@ fn elements(placed: &Placed) -> Vec<(Map, Key, Value)> {
     ];
     for (targets, endpoints, sticky) in places {
         for (number, target) in (0..).zip(targets) {
-            found.push((endpoints, key.clone().mark(number), Some(target_data(*target))));
-            if affinity {
-                found.push((sticky, key.clone().ipv4(target.ip).port(target.port), None));
-            }
+            let key = key.clone().mark(number);
+            found.push(match affinity {
+                Some(seconds) => {
+                    let chain = Shared::To { keys: keys_of(frontend.front), target: *target, seconds: *seconds };
+                    (sticky, key, verdict(Verdict::goto(&chain.name())))
+                }
+                None => (endpoints, key, Some(target_data(*target))),
+            });
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(last: u8) -> Target {
+        Target { ip: Ipv4Addr::new(10, 1, 0, last), port: 80 }
+    }
+
+    fn plan(ip: [u8; 4], targets: &[Target], affinity: Option<u32>) -> Plan {
+        let front = Front::Address { ip: ip.into(), protocol: Protocol::Tcp, port: 80 };
+        let route = match targets {
+            [] => Route::Reject,
+            _ => Route::Balance { targets: targets.to_vec(), affinity },
+        };
+        let hairpin = targets.iter().map(|target| target.ip).collect();
+        Plan { frontends: vec![Frontend { front, route, sources: None }], cluster_ips: vec![ip.into()], hairpin, health: None }
+    }
+
+    fn layout() -> Layout {
+        Layout::new("n1", "10.1.0.0/24".parse().unwrap(), "10.2.0.0/16".parse().unwrap())
+    }
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("default", name)
+    }
+
+    #[test]
+    fn endpoints_keep_their_places() {
+        let places = |new: &[u8], old: &[u8]| {
+            let targets = |all: &[u8]| all.iter().map(|last| target(*last)).collect::<Vec<_>>();
+            keep_places(targets(new), &targets(old)).iter().map(|one| one.ip.octets()[3]).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&[1, 2, 3], &[]), [1, 2, 3]);
+        assert_eq!(places(&[1, 2, 3, 0], &[1, 2, 3]), [1, 2, 3, 0]);
+        assert_eq!(places(&[1, 3], &[3, 2, 1]), [3, 1]);
+        assert_eq!(places(&[1, 4, 3], &[1, 2, 3]), [1, 4, 3]);
+        assert_eq!(places(&[2, 2], &[]), [2]);
+    }
+
+    #[test]
+    fn a_change_costs_what_changed() {
+        let (mut desired, layout) = (Desired::default(), layout());
+        let all: Vec<Target> = (1..=200).map(target).collect();
+        for service in 0..50_u8 {
+            desired.set_service(&key(&service.to_string()), Some(plan([10, 2, 0, service], &all, None)));
+        }
+        drop(desired.changes(&layout));
+        desired.set_service(&key("7"), Some(plan([10, 2, 0, 7], &all[1..], None)));
+        let changes = desired.changed.iter().filter(|(at, before)| desired.elements.get(at) != before.as_ref()).count();
+        // The place of the one that left, the last place, and how many there are. It is still an endpoint of others.
+        assert_eq!(changes, 3);
+        assert!(!desired.changes(&layout).is_empty());
+        assert!(desired.changes(&layout).is_empty(), "it is told once");
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_gone() {
+        let (mut desired, layout) = (Desired::default(), layout());
+        let all = [target(1), target(2)];
+        desired.set_service(&key("a"), Some(plan([10, 2, 0, 1], &all, None)));
+        desired.set_service(&key("b"), Some(plan([10, 2, 0, 2], &all, Some(60))));
+        desired.set_service(&key("b"), Some(plan([10, 2, 0, 2], &[], None)));
+        desired.set_service(&key("a"), None);
+        desired.set_service(&key("b"), None);
+        assert!(desired.elements.is_empty() && desired.chains.0.is_empty() && desired.placed.is_empty());
+        assert!(desired.changes(&layout).is_empty(), "it came and went before the kernel was told");
+    }
+
+    #[test]
+    fn the_first_of_those_that_want_the_same_has_it() {
+        let mut desired = Desired::default();
+        let (one, two) = (plan([10, 2, 0, 1], &[target(1)], None), plan([10, 2, 0, 1], &[target(2)], None));
+        desired.set_service(&key("b"), Some(one));
+        desired.set_service(&key("a"), Some(two));
+        let front = Front::Address { ip: Ipv4Addr::new(10, 2, 0, 1), protocol: Protocol::Tcp, port: 80 };
+        let endpoint = |desired: &Desired| {
+            let value = desired.elements.get(&(Map::Endpoints, front_key(front).mark(0))).cloned();
+            [1, 2].into_iter().find(|last| value == Some(Some(target_data(target(*last)))))
+        };
+        assert_eq!(endpoint(&desired), Some(2));
+        desired.set_service(&key("a"), None);
+        assert_eq!(endpoint(&desired), Some(1));
+    }
+
+    #[test]
+    fn a_host_port_goes_with_its_pod() {
+        let mut desired = Desired::default();
+        let port = |last| HostPort { ip: None, protocol: Protocol::Tcp, port: 8000, target: target(last) };
+        desired.set_host_ports(&key("old"), vec![port(1)]);
+        desired.set_host_ports(&key("young"), vec![port(2)]);
+        desired.set_host_ports(&key("old"), Vec::new());
+        let at = (Map::AnyHostPorts, front_key(Front::NodePort { protocol: Protocol::Tcp, port: 8000 }));
+        assert_eq!(desired.elements.get(&at), Some(&Some(target_data(target(2)))));
+        desired.set_host_ports(&key("young"), Vec::new());
+        assert!(desired.elements.is_empty());
+    }
 }

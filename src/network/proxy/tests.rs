@@ -86,7 +86,7 @@ impl Host {
     fn connect(&self, to: &str) -> Result<TcpStream, String> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
-            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1)).map_err(|error| error.kind().to_string())?;
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).map_err(|error| error.kind().to_string())?;
             stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             Ok(stream)
         })
@@ -274,6 +274,8 @@ fn connections_reach_ready_endpoints_from_everywhere() {
     block_on(async {
         let mut lab = Lab::new().await;
         lab.service(spec(json!({"externalIPs": ["192.168.88.1"]})), json!({}), &ALL).await;
+        lab.node.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1")).unwrap();
+        assert_eq!(lab.node.who("127.0.0.1:30080"), names(&["a", "b", "c"]));
         for host in [&lab.node, &lab.pod_a, &lab.client] {
             assert_eq!(host.who(VIP), names(&["a", "b", "c"]));
             assert_eq!(host.who(NODE_PORT), names(&["a", "b", "c"]));
@@ -384,7 +386,7 @@ fn a_client_stays_with_its_endpoint() {
         let others: Vec<_> = others.collect();
         lab.service(sticky(), json!({}), &others).await;
         let now = lab.client.who(NODE_PORT);
-        assert_eq!(now.len(), 1);
+        assert_eq!(now.len(), 1, "{now:?}");
         assert_ne!(now, stays[0]);
         // After its time a client is anybody's.
         let short = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}});
@@ -495,5 +497,56 @@ fn a_flush_by_somebody_else_is_seen_and_repaired() {
         lab.sync().await;
         assert!(begin.elapsed() < Duration::from_secs(3));
         assert_eq!(lab.client.ask(NODE_PORT), format!("a {CLIENT}"));
+    });
+}
+
+/// Changes at random, sent as differences: after each the kernel has what is desired, and no chain too many.
+#[test]
+fn differences_add_up_to_the_whole() {
+    block_on(async {
+        let mut lab = Lab::new().await;
+        let nft = lab.node.run(|| Nft::open().unwrap());
+        let table = super::Layout::new("n1", "10.42.1.0/24".parse().unwrap(), "10.43.0.0/16".parse().unwrap()).table;
+        let mut state = 7_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for round in 0..80 {
+            for _ in 0..=random(3) {
+                let number = random(6);
+                let key = ObjectKey::new("default", &format!("s{number}"));
+                let ips: Vec<String> = (1..6).filter(|_| random(2) == 0).map(|last| format!("10.42.1.{last}")).collect();
+                let endpoints: Vec<_> =
+                    ips.iter().map(|ip| (&**ip, if random(2) == 0 { "n1" } else { "n2" }, random(4) > 0)).collect();
+                let word = |local| if local == 0 { "Local" } else { "Cluster" };
+                let spec = json!({
+                    "clusterIP": format!("10.43.0.{number}"), "type": "LoadBalancer", "externalTrafficPolicy": word(random(2)),
+                    "internalTrafficPolicy": word(random(3)), "sessionAffinity": if random(2) == 0 { "ClientIP" } else { "None" },
+                    "externalIPs": if random(2) == 0 { vec!["198.51.100.1"] } else { vec![] },
+                    "loadBalancerSourceRanges": if random(2) == 0 { vec!["203.0.113.0/24"] } else { vec![] },
+                    "ports": [{"port": 80, "nodePort": 30000 + number}, {"name": "u", "port": 80, "protocol": "UDP"}],
+                });
+                let status = json!({"loadBalancer": {"ingress": [{"ip": format!("198.51.100.{}", 10 + random(3))}]}});
+                let (service, slice) = objects(spec, status, &endpoints);
+                let view = NodeView { name: "n1".into(), zone: None };
+                let plan = plan::plan(&service, &[Arc::new(slice)], &view, NODE.parse().unwrap()).filter(|_| random(5) > 0);
+                lab.kernel.desired.set_service(&key, plan);
+            }
+            lab.sync().await;
+            for map in super::layout::Map::ALL {
+                let mut found = nft.elements(&table, &map.set()).await.unwrap();
+                found.sort_by(|one, other| one.key.cmp(&other.key));
+                assert_eq!(found, lab.kernel.desired.elements_of(map), "round {round}, {map:?}");
+            }
+            let chains: BTreeSet<String> = nft.chains(&table).await.unwrap().into_iter().collect();
+            let wanted: BTreeSet<String> = lab.kernel.desired.chain_names().collect();
+            let always = ["translate", "reject", "unserved"];
+            let shared = chains.iter().filter(|name| {
+                !always.contains(&&***name) && !["firewall-", "filter-", "nat-"].iter().any(|prefix| name.starts_with(prefix))
+            });
+            assert_eq!(shared.cloned().collect::<BTreeSet<_>>(), wanted, "round {round}");
+        }
+        lab.ruleset();
     });
 }

@@ -5,6 +5,7 @@
 
 use super::pod_info::PodInfo;
 use super::snapshot::{NodeInfo, Snapshot};
+use super::volumes::Claims;
 
 mod inter_pod_affinity;
 mod node_affinity;
@@ -14,6 +15,9 @@ mod node_resources;
 mod node_unschedulable;
 mod pod_topology_spread;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 pub use node_affinity::{matches_required, term_matches};
 pub use taint_toleration::tolerates;
@@ -38,12 +42,22 @@ pub struct Cycle<'a> {
     pub pod: &'a PodInfo,
     spread: Vec<pod_topology_spread::Domains<'a>>,
     affinity: inter_pod_affinity::Pairs<'a>,
+    /// The pod's claims and what they mean.
+    pub claims: Claims,
+    has_exclusive_conflict: bool,
 }
 
 impl<'a> Cycle<'a> {
     /// Prepares the filters for a pod.
     pub fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
-        Self { pod, spread: pod_topology_spread::domains(pod, snapshot), affinity: inter_pod_affinity::Pairs::new(pod, snapshot) }
+        let claims = snapshot.storage().map_or_else(Claims::default, |storage| Claims::of(&pod.pod, storage));
+        Self {
+            pod,
+            spread: pod_topology_spread::domains(pod, snapshot),
+            affinity: inter_pod_affinity::Pairs::new(pod, snapshot),
+            has_exclusive_conflict: volume_restrictions::has_conflict(pod, &claims, snapshot),
+            claims,
+        }
     }
 
     /// For each soft spread constraint of the pod, how many matching pods are in the domain of a node.
@@ -87,6 +101,9 @@ pub const FILTERS: &[Filter] = &[
     node_affinity::FILTER,
     node_ports::FILTER,
     node_resources::FILTER,
+    volume_restrictions::FILTER,
+    volume_binding::FILTER,
+    volume_zone::FILTER,
     pod_topology_spread::FILTER,
     inter_pod_affinity::FILTER,
 ];

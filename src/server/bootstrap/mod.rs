@@ -10,6 +10,7 @@ use super::Server;
 use crate::api::{ApiError, Kind, Object};
 use crate::auth::UserInfo;
 use crate::auth::authz::rules;
+use crate::kinds::storage::local_path;
 use crate::registry::{DeleteOptions, Registry, WriteRequest};
 
 pub mod identity;
@@ -34,7 +35,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
     let namespaces = try_join_all(first.map(|object| writer.ensure(object)));
     futures_util::future::try_join(namespaces, server.registry.ensure_service_cidr(&range)).await?;
     let roles = rbac::objects().map_err(ApiError::internal)?;
-    let rest = roles.into_iter().chain(priority_classes()).chain([authentication_config(server)]);
+    let rest = roles.into_iter().chain(priority_classes()).chain([authentication_config(server), storage_class()]);
     futures_util::future::try_join3(
         try_join_all(rest.map(|object| writer.ensure(object))),
         writer.ensure(kubernetes_service(server)),
@@ -178,6 +179,16 @@ fn priority_classes() -> impl Iterator<Item = Value> {
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
             "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority",
         })
+    })
+}
+
+/// The class of claims that name none: directories of the node on which the pod runs.
+fn storage_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": local_path::CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": local_path::PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
     })
 }
 

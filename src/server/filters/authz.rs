@@ -18,6 +18,7 @@ pub fn attributes(info: &RequestInfo) -> Attributes {
         resource: info.resource.clone(),
         subresource: info.subresource.clone(),
         name: info.name.clone(),
+        label_selector: info.label_selector.clone(),
         path: info.path.clone(),
         is_resource: true,
     }

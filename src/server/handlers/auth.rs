@@ -117,8 +117,8 @@ fn wanted(
             resource: text(resource.resource.as_ref()),
             subresource: text(resource.subresource.as_ref()),
             name: text(resource.name.as_ref()),
-            path: String::new(),
             is_resource: true,
+            ..Attributes::default()
         }),
         (None, Some(path)) => Ok(Attributes::path(&text(path.verb.as_ref()).to_lowercase(), &text(path.path.as_ref()))),
     }

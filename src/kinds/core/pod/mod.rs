@@ -2,6 +2,7 @@
 
 mod print;
 mod qos;
+pub mod resources;
 mod update;
 mod warnings;
 

@@ -1,11 +1,16 @@
 //! What an update of a pod may change (upstream `ValidatePodUpdate` and its kin).
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
+use std::collections::BTreeMap;
 
-use super::super::pod_spec::{Holder, validate};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::super::pod_spec::{Holder, is_sidecar, validate};
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::Subresource;
 use crate::kinds::check::{Errors, differences, required, same, str_of};
+
+type Amounts = BTreeMap<String, Quantity>;
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -17,6 +22,10 @@ pub fn validate_update(new: &Pod, old: &Pod, subresource: Option<Subresource>) -
     match subresource {
         Some(Subresource::Status) => status(&mut errors, new, old),
         Some(Subresource::Binding) => {}
+        Some(Subresource::EphemeralContainers | Subresource::Resize) if is_static(old) => {
+            let what = if subresource == Some(Subresource::Resize) { "be resized" } else { "have ephemeral containers" };
+            errors.push(FieldError::forbidden(Path::new(""), format!("static pods cannot {what}")));
+        }
         Some(Subresource::EphemeralContainers) => ephemeral_containers(&mut errors, &path, spec, before),
         Some(Subresource::Resize) => resize(&mut errors, &path, spec, before),
         _ => {
@@ -179,11 +188,31 @@ fn ephemeral_containers(errors: &mut Errors, path: &Path, new: &PodSpec, old: &P
     }
 }
 
+/// Whether the pod only stands for one of a node's files.
+fn is_static(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
+}
+
 fn resize(errors: &mut Errors, path: &Path, new: &PodSpec, old: &PodSpec) {
     validate::spec(errors, path, new, Holder::Pod, &[]);
+    let init = new.init_containers.as_deref().unwrap_or_default();
+    let init_before = old.init_containers.as_deref().unwrap_or_default();
+    for (name, containers, before) in
+        [("containers", &new.containers[..], &old.containers[..]), ("initContainers", init, init_before)]
+    {
+        for (index, (container, before)) in containers.iter().zip(before).enumerate() {
+            let path = path.child(name).index(index).child("resources");
+            let (new, old) = (container.resources.clone().unwrap_or_default(), before.resources.clone().unwrap_or_default());
+            if name == "initContainers" && !is_sidecar(container) && !same(&new, &old) {
+                errors.push(FieldError::forbidden(path.clone(), "resources of non-restartable init containers are immutable"));
+            }
+            resized(errors, &path, "requests", new.requests.as_ref(), old.requests.as_ref());
+            resized(errors, &path, "limits", new.limits.as_ref(), old.limits.as_ref());
+        }
+    }
     let mut spec = new.clone();
-    let sidecars = spec.init_containers.iter_mut().flatten().zip(old.init_containers.iter().flatten());
-    for (container, before) in spec.containers.iter_mut().zip(&old.containers).chain(sidecars) {
+    let containers = spec.containers.iter_mut().zip(&old.containers);
+    for (container, before) in containers.chain(spec.init_containers.iter_mut().flatten().zip(init_before)) {
         container.resources.clone_from(&before.resources);
     }
     if !same(&spec, old) {
@@ -194,5 +223,21 @@ fn resize(errors: &mut Errors, path: &Path, new: &PodSpec, old: &PodSpec) {
     if class != before {
         let why = "Pod QOS Class may not change as a result of resizing";
         errors.push(FieldError::invalid(path.clone(), class, why));
+    }
+}
+
+/// Only cpu and memory change, and neither is taken away.
+fn resized(errors: &mut Errors, path: &Path, list: &str, new: Option<&Amounts>, old: Option<&Amounts>) {
+    let empty = Amounts::new();
+    let (new, old) = (new.unwrap_or(&empty), old.unwrap_or(&empty));
+    let is_resizable = |name: &str| matches!(name, "cpu" | "memory");
+    let others = |amounts: &Amounts| -> Amounts {
+        amounts.iter().filter(|(name, _)| !is_resizable(name)).map(|(name, amount)| (name.clone(), amount.clone())).collect()
+    };
+    if !same(&others(new), &others(old)) {
+        errors.push(FieldError::forbidden(path.child(list), "only cpu and memory resources are mutable"));
+    }
+    for name in old.keys().filter(|name| is_resizable(name) && !new.contains_key(*name)) {
+        errors.push(FieldError::forbidden(path.child(list).key(name), format!("resource {list} cannot be removed")));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, Volume, VolumeDevice, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, ContainerResizePolicy, PodSpec, Volume, VolumeDevice, VolumeMount};
 
 use super::volume::local_path;
 use super::{Holder, env, is_sidecar, probe, resources, security};
@@ -28,10 +28,8 @@ pub fn all(errors: &mut Errors, path: &Path, pod: &Pod<'_>) {
         let path = at.index(index);
         common(errors, &path, container, pod);
         named(errors, &path, container, &mut seen);
-        probe::container(errors, &path, container, pod.spec.termination_grace_period_seconds);
-        if let Some(policy) = &container.restart_policy {
-            one_of(errors, &path.child("restartPolicy"), policy, &["Always", "Never", "OnFailure"]);
-        }
+        probe::container(errors, &path, container, pod.spec);
+        restart_policy(errors, &path, container);
     }
     let at = path.child("initContainers");
     for (index, container) in pod.spec.init_containers.iter().flatten().enumerate() {
@@ -52,11 +50,9 @@ fn named<'a>(errors: &mut Errors, path: &Path, container: &'a Container, seen: &
 }
 
 fn init(errors: &mut Errors, path: &Path, container: &Container, pod: &Pod<'_>) {
-    if let Some(policy) = &container.restart_policy {
-        one_of(errors, &path.child("restartPolicy"), policy, &["Always", "Never", "OnFailure"]);
-    }
+    restart_policy(errors, path, container);
     if is_sidecar(container) {
-        probe::container(errors, path, container, pod.spec.termination_grace_period_seconds);
+        probe::container(errors, path, container, pod.spec);
         return;
     }
     let given = [
@@ -64,9 +60,52 @@ fn init(errors: &mut Errors, path: &Path, container: &Container, pod: &Pod<'_>) 
         ("livenessProbe", container.liveness_probe.is_some()),
         ("readinessProbe", container.readiness_probe.is_some()),
         ("startupProbe", container.startup_probe.is_some()),
+        ("resizePolicy", container.resize_policy.as_ref().is_some_and(|policies| policies.iter().any(is_restart))),
     ];
     for (name, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
         errors.push(FieldError::forbidden(path.child(name), "may not be set for init containers without restartPolicy=Always"));
+    }
+}
+
+fn is_restart(policy: &ContainerResizePolicy) -> bool {
+    policy.restart_policy == "RestartContainer"
+}
+
+/// Checks a container's own restart policy (upstream `validateContainerRestartPolicy`).
+fn restart_policy(errors: &mut Errors, path: &Path, container: &Container) {
+    const RULES_MAX: usize = 20;
+    const CODES_MAX: usize = 255;
+    let at = path.child("restartPolicy");
+    if let Some(policy) = &container.restart_policy {
+        one_of(errors, &at, policy, &["Always", "Never", "OnFailure"]);
+    }
+    let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
+    if rules.is_empty() {
+        return;
+    }
+    if container.restart_policy.is_none() {
+        errors.push(FieldError::required(at, "must specify restartPolicy when restart rules are used"));
+    }
+    let path = path.child("restartPolicyRules");
+    if rules.len() > RULES_MAX {
+        errors.push(FieldError::too_many(path.clone(), rules.len(), RULES_MAX));
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let path = path.index(index);
+        required_one_of(errors, &path.child("action"), &rule.action, &["Restart"]);
+        let path = path.child("exitCodes");
+        let Some(codes) = &rule.exit_codes else {
+            errors.push(FieldError::required(path, "must be specified"));
+            continue;
+        };
+        required_one_of(errors, &path.child("operator"), &codes.operator, &["In", "NotIn"]);
+        match codes.values.as_deref().unwrap_or_default() {
+            [] => errors.push(FieldError::required(path.child("values"), "must be specified")),
+            values if values.len() > CODES_MAX => {
+                errors.push(FieldError::too_many(path.child("values"), values.len(), CODES_MAX));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -98,6 +137,10 @@ pub fn common(errors: &mut Errors, path: &Path, container: &Container, pod: &Pod
         let path = path.child("resizePolicy").index(index);
         required_one_of(errors, &path.child("resourceName"), &policy.resource_name, &["cpu", "memory"]);
         required_one_of(errors, &path.child("restartPolicy"), &policy.restart_policy, &["NotRequired", "RestartContainer"]);
+        if is_restart(policy) && str_of(&pod.spec.restart_policy) == "Never" {
+            let why = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            errors.push(FieldError::invalid(path.child("restartPolicy"), policy.restart_policy.as_str(), why));
+        }
     }
     if let Some(context) = &container.security_context {
         security::container(errors, &path.child("securityContext"), context, pod.spec.host_users);

@@ -62,7 +62,9 @@ fn value_from(errors: &mut Errors, path: &Path, from: &EnvVarSource, has_value: 
         let path = path.child("fileKeyRef");
         required_rule(errors, &path.child("key"), &key.key, names::env_var_name);
         required_rule(errors, &path.child("volumeName"), &key.volume_name, names::dns1123_label);
-        required(errors, &path.child("path"), &key.path);
+        if required(errors, &path.child("path"), &key.path) {
+            super::volume::local_path(errors, &path.child("path"), &key.path);
+        }
     }
     let wrong = match sources {
         0 => "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",

@@ -1,7 +1,7 @@
 //! Checks of probes and lifecycle handlers.
 
 use k8s_openapi::api::core::v1::{
-    Container, ExecAction, GRPCAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, SleepAction, TCPSocketAction,
+    Container, ExecAction, GRPCAction, HTTPGetAction, Lifecycle, LifecycleHandler, PodSpec, Probe, SleepAction, TCPSocketAction,
 };
 
 use crate::api::field::{FieldError, Path};
@@ -10,10 +10,50 @@ use crate::kinds::check::{Errors, maybe_not_negative, port, port_or_name, requir
 const NO_HANDLER: &str = "must specify a handler type";
 const TWO_HANDLERS: &str = "may not specify more than 1 handler type";
 
-/// Checks the probes and lifecycle handlers of a container that runs beside others. `grace` is the pod's period of grace.
-pub fn container(errors: &mut Errors, path: &Path, container: &Container, grace: Option<i64>) {
+/// The signals that a container may be stopped with, beside the real-time ones.
+const SIGNALS: &[&str] = &[
+    "SIGABRT",
+    "SIGALRM",
+    "SIGBUS",
+    "SIGCHLD",
+    "SIGCLD",
+    "SIGCONT",
+    "SIGFPE",
+    "SIGHUP",
+    "SIGILL",
+    "SIGINT",
+    "SIGIO",
+    "SIGIOT",
+    "SIGKILL",
+    "SIGPIPE",
+    "SIGPOLL",
+    "SIGPROF",
+    "SIGPWR",
+    "SIGQUIT",
+    "SIGSEGV",
+    "SIGSTKFLT",
+    "SIGSTOP",
+    "SIGSYS",
+    "SIGTERM",
+    "SIGTRAP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGVTALRM",
+    "SIGWINCH",
+    "SIGXCPU",
+    "SIGXFSZ",
+];
+
+/// Checks the probes and lifecycle handlers of a container that runs beside others.
+pub fn container(errors: &mut Errors, path: &Path, container: &Container, spec: &PodSpec) {
     if let Some(lifecycle) = &container.lifecycle {
-        self::lifecycle(errors, &path.child("lifecycle"), lifecycle, grace);
+        let path = path.child("lifecycle");
+        self::lifecycle(errors, &path, lifecycle, spec.termination_grace_period_seconds);
+        stop_signal(errors, &path.child("stopSignal"), lifecycle, spec);
     }
     let probes = [
         ("livenessProbe", &container.liveness_probe),
@@ -49,6 +89,20 @@ fn probe(errors: &mut Errors, path: &Path, probe: &Probe, is_readiness: bool) {
     }
     if !is_readiness && let Some(threshold) = probe.success_threshold.filter(|threshold| *threshold != 1) {
         errors.push(FieldError::invalid(path.child("successThreshold"), threshold, "must be 1"));
+    }
+}
+
+fn stop_signal(errors: &mut Errors, path: &Path, lifecycle: &Lifecycle, spec: &PodSpec) {
+    let Some(signal) = lifecycle.stop_signal.as_deref() else { return };
+    if spec.os.is_none() {
+        errors.push(FieldError::forbidden(path.clone(), "may not be set for containers with empty `spec.os.name`"));
+    }
+    let is_real_time = signal.strip_prefix("SIGRTMIN").or(signal.strip_prefix("SIGRTMAX")).is_some_and(|offset| {
+        let number = offset.trim_start_matches(['+', '-']);
+        offset.is_empty() || number.parse::<u8>().is_ok_and(|number| number <= 15)
+    });
+    if !is_real_time && !SIGNALS.contains(&signal) {
+        errors.push(FieldError::not_supported(path.clone(), signal, SIGNALS));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 
 use crate::api::field::{FieldError, Path};
@@ -94,4 +94,45 @@ pub fn requirements(errors: &mut Errors, path: &Path, resources: &ResourceRequir
     for (index, claim) in claims.filter(|(_, claim)| claim.name.is_empty()) {
         errors.push(FieldError::required(path.child("claims").index(index).child("name"), claim.name.as_str()));
     }
+}
+
+/// Checks the requests and limits of a whole pod against those of its containers (upstream `validatePodResources`).
+pub fn of_pod(errors: &mut Errors, path: &Path, resources: &ResourceRequirements, spec: &PodSpec) {
+    const OF_PODS: &[&str] = &["cpu", "memory"];
+    requirements(errors, path, resources);
+    if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        errors.push(FieldError::forbidden(path.child("claims"), "claims may not be set for Resources at pod-level"));
+    }
+    for (list, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+        for name in amounts.iter().flatten().map(|(name, _)| name).filter(|name| !is_of_pods(name)) {
+            errors.push(FieldError::not_supported(path.child(list).key(name), name.as_str(), OF_PODS));
+        }
+    }
+    let parse = |typed: &Typed| Quantity::try_from(typed).ok();
+    for (name, requested) in resources.requests.iter().flatten() {
+        let of = |container: &Container| parse(container.resources.as_ref()?.requests.as_ref()?.get(name)?);
+        let sidecars = spec.init_containers.iter().flatten().filter(|container| super::is_sidecar(container));
+        let sum: Quantity = spec.containers.iter().chain(sidecars).filter_map(of).sum();
+        if parse(requested).is_some_and(|requested| requested < sum) {
+            let why = format!("must be greater than or equal to aggregate container requests of {sum}");
+            errors.push(FieldError::invalid(path.child("requests").key(name), requested.0.as_str(), why));
+        }
+    }
+    for (index, container) in spec.containers.iter().enumerate() {
+        let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+        for (name, limit) in limits.into_iter().flatten() {
+            let whole = resources.limits.as_ref().and_then(|limits| limits.get(name)).and_then(parse);
+            if let (Some(whole), Some(own)) = (whole, parse(limit))
+                && own > whole
+            {
+                let path = Path::new("spec").child("containers").index(index).child("resources").child("limits").key(name);
+                let why = format!("must be less than or equal to pod limits of {whole}");
+                errors.push(FieldError::invalid(path, limit.0.as_str(), why));
+            }
+        }
+    }
+}
+
+fn is_of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
 }

@@ -6,6 +6,8 @@ use serde_json::Value;
 use crate::api::field::{FieldError, Path};
 use crate::kinds::check::{Errors, one_of, required, required_one_of, str_of};
 
+/// Nodes run Linux.
+const NO_WINDOWS: &str = "windows options cannot be set for a linux pod";
 const PROFILE_TYPES: &[&str] = &["Localhost", "RuntimeDefault", "Unconfined"];
 
 fn id(errors: &mut Errors, path: &Path, id: Option<i64>) {
@@ -30,6 +32,9 @@ pub fn pod(errors: &mut Errors, path: &Path, context: &PodSecurityContext, spec:
         ));
     }
     sysctls(errors, &path.child("sysctls"), context, spec);
+    if context.windows_options.is_some() {
+        errors.push(FieldError::forbidden(path.child("windowsOptions"), NO_WINDOWS));
+    }
     if let Some(policy) = &context.fs_group_change_policy {
         one_of(errors, &path.child("fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
     }
@@ -107,6 +112,9 @@ fn app_armor(errors: &mut Errors, path: &Path, profile: &AppArmorProfile) {
 pub fn container(errors: &mut Errors, path: &Path, context: &SecurityContext, host_users: Option<bool>) {
     id(errors, &path.child("runAsUser"), context.run_as_user);
     id(errors, &path.child("runAsGroup"), context.run_as_group);
+    if context.windows_options.is_some() {
+        errors.push(FieldError::forbidden(path.child("windowsOptions"), NO_WINDOWS));
+    }
     if let Some(mount) = &context.proc_mount {
         one_of(errors, &path.child("procMount"), mount, &["Default", "Unmasked"]);
         if mount == "Unmasked" && host_users != Some(false) {

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{PodSpec, Volume};
 
 use super::container::{self, Pod};
-use super::{Holder, affinity, as_container, scheduling, security, volume};
+use super::{Holder, affinity, as_container, resources, scheduling, security, volume};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::kinds::check::{Errors, ip, labels, one_of, required, required_one_of, required_rule, rule, str_of};
@@ -44,6 +44,26 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &PodSpec, holder: Holder, mo
         required_one_of(errors, &path.child("os").child("name"), &os.name, &["linux", "windows"]);
     }
     host_users(errors, path, spec);
+    hostname_override(errors, path, spec);
+    if let Some(resources) = &spec.resources {
+        resources::of_pod(errors, &path.child("resources"), resources, spec);
+    }
+}
+
+fn hostname_override(errors: &mut Errors, path: &Path, spec: &PodSpec) {
+    const HOSTNAME_MAX: usize = 64;
+    let Some(name) = spec.hostname_override.as_deref() else { return };
+    let at = path.child("hostnameOverride");
+    rule(errors, &at, name, names::dns1123_subdomain);
+    if name.len() > HOSTNAME_MAX {
+        errors.push(FieldError::invalid(at.clone(), name, "must be no more than 64 characters"));
+    }
+    if spec.set_hostname_as_fqdn == Some(true) {
+        errors.push(FieldError::forbidden(at.clone(), "may not be set when `setHostnameAsFQDN` is true"));
+    }
+    if spec.host_network == Some(true) {
+        errors.push(FieldError::forbidden(at, "may not be set when `hostNetwork` is true"));
+    }
 }
 
 fn host_users(errors: &mut Errors, path: &Path, spec: &PodSpec) {
@@ -55,6 +75,9 @@ fn host_users(errors: &mut Errors, path: &Path, spec: &PodSpec) {
             errors.push(FieldError::forbidden(path.child(name), "when `hostUsers` is false"));
         }
     }
+    // Docker maps users for the whole engine or not at all: no node could give the pod what it asks for.
+    let why = "user namespaces of pods are not supported by the container runtime (docker)";
+    errors.push(FieldError::invalid(path.child("hostUsers"), false, why));
 }
 
 fn host_aliases(errors: &mut Errors, path: &Path, spec: &PodSpec) {
@@ -127,7 +150,9 @@ fn ephemeral_containers(errors: &mut Errors, path: &Path, pod: &Pod<'_>) {
             ("startupProbe", ephemeral.startup_probe.is_some()),
             ("lifecycle", ephemeral.lifecycle.is_some()),
             ("resizePolicy", ephemeral.resize_policy.is_some()),
+            ("resources", ephemeral.resources.as_ref().is_some_and(|all| all.limits.is_some() || all.requests.is_some())),
             ("restartPolicy", ephemeral.restart_policy.is_some()),
+            ("restartPolicyRules", ephemeral.restart_policy_rules.is_some()),
         ];
         for (name, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
             errors.push(FieldError::forbidden(path.child(name), "cannot be set for an Ephemeral Container"));

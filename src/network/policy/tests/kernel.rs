@@ -34,9 +34,9 @@ fn run(command: &str) -> String {
 }
 
 /// A pod: a process in a network namespace of its own, wired as pods are.
-struct TestPod {
+pub(super) struct TestPod {
     name: &'static str,
-    ip: Ipv4Addr,
+    pub(super) ip: Ipv4Addr,
     process: Child,
 }
 
@@ -69,7 +69,7 @@ impl TestPod {
         count(&self.udp(0).await, to, address)
     }
 
-    async fn udp(&self, port: u16) -> UdpSocket {
+    pub(super) async fn udp(&self, port: u16) -> UdpSocket {
         self.open(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).await.unwrap()
     }
 
@@ -85,7 +85,7 @@ impl TestPod {
 }
 
 /// How many of some packets arrive.
-fn count(from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr) -> usize {
+pub(super) fn count(from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr) -> usize {
     let address = SocketAddr::from((address, to.local_addr().unwrap().port()));
     for number in 0..5 {
         from.send_to(&[number], address).unwrap();
@@ -95,17 +95,17 @@ fn count(from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr) -> usize {
     (0..5).take_while(|_| to.recv_from(&mut buffer).is_ok()).count()
 }
 
-fn policy(spec: &str) -> NetworkPolicy {
+pub(super) fn policy(spec: &str) -> NetworkPolicy {
     let spec: Value = serde_yaml::from_str(spec).unwrap();
     serde_json::from_value(json!({ "metadata": { "namespace": "shop", "name": "p" }, "spec": spec })).unwrap()
 }
 
 /// A node of three pods: `a` and `b` in one namespace, `c` in another.
-struct Node {
-    pods: [TestPod; 3],
-    planner: Planner,
-    table: PolicyTable,
-    tasks: TaskGroup,
+pub(super) struct Node {
+    pub(super) pods: [TestPod; 3],
+    pub(super) planner: Planner,
+    pub(super) table: PolicyTable,
+    pub(super) tasks: TaskGroup,
 }
 
 impl Node {
@@ -137,14 +137,14 @@ impl Node {
     }
 
     /// Puts one policy in force.
-    async fn enforce(&mut self, spec: &str) {
+    pub(super) async fn enforce(&mut self, spec: &str) {
         self.planner.put_policy(&policy(spec));
         self.table.apply(&self.planner.changes()).await.unwrap_or_else(|error| panic!("{error}\n{spec}"));
     }
 }
 
 /// Runs a test in a network namespace that goes with its thread.
-fn on_a_node<F: Future<Output = ()> + 'static>(test: fn(Node) -> F) {
+pub(super) fn on_a_node<F: Future<Output = ()> + 'static>(test: fn(Node) -> F) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

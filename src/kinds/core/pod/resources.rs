@@ -1,4 +1,4 @@
-//! What pods ask for and nodes have, as plain numbers.
+//! What pods ask for and nodes have, as plain numbers (upstream `k8s.io/component-helpers/resource`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,6 +46,17 @@ impl Resources {
     pub fn extended(&self, name: &str) -> i64 {
         let at = self.extended.binary_search_by(|(candidate, _)| (**candidate).cmp(name));
         at.ok().and_then(|at| self.extended.get(at)).map_or(0, |(_, amount)| *amount)
+    }
+
+    /// Every resource by its name; CPU in thousandths.
+    pub fn named(&self) -> impl Iterator<Item = (&str, i64)> {
+        let own = [
+            ("cpu", self.cpu_millis),
+            ("memory", self.memory_bytes),
+            ("ephemeral-storage", self.ephemeral_bytes),
+            ("pods", self.pods),
+        ];
+        own.into_iter().chain(self.extended.iter().map(|(name, amount)| (&**name, *amount)))
     }
 
     fn combine(&mut self, other: &Self, with: fn(i64, i64) -> i64) {
