@@ -231,7 +231,7 @@ fn a_node_that_takes_no_connection_is_reached_through_its_tunnel() {
     budget_holds(&cluster);
     node.stop();
     node.start("");
-    wait_for("the tunnel of a restarted agent", MINUTE, || kubectl.try_run(["exec", &pod, "--", "hostname"]));
+    wait_for("the tunnel of a restarted agent", MINUTE, || kubectl.try_run(["exec", "deploy/web", "--", "hostname"]));
 }
 
 /// A drain evicts what the budget allows, and no more.
