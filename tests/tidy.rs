@@ -19,7 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("client", &["api", "kinds", "http", "rt"]),
     ("controllers", &["api", "kinds", "client", "rt"]),
     ("scheduler", &["api", "kinds", "client", "rt"]),
-    ("network", &["api", "kinds", "client", "rt"]),
+    ("network", &["api", "kinds", "client", "http", "rt"]),
     ("agent", &["api", "kinds", "client", "cri", "network", "http", "pki", "rt"]),
 ];
 

@@ -23,6 +23,8 @@ mod rbac_escalation;
 mod service_account;
 mod taint_nodes;
 
+pub use default_toleration_seconds::TolerationSeconds;
+
 /// One admission plugin. The default of each step lets everything through.
 #[async_trait]
 trait Plugin: Send + Sync {
@@ -65,6 +67,7 @@ struct Context<'a> {
     reader: &'a Reader,
     authorizer: &'a Authorizer,
     attributes: &'a Attributes<'a>,
+    toleration_seconds: TolerationSeconds,
     #[expect(dead_code, reason = "the plugins that warn come with their kinds")]
     warnings: &'a mut Vec<String>,
 }
@@ -86,12 +89,29 @@ impl Context<'_> {
 pub struct Chain {
     reader: Reader,
     authorizer: Arc<Authorizer>,
+    toleration_seconds: TolerationSeconds,
 }
 
 impl Chain {
     /// A chain whose plugins look up other objects with `reader`, and ask `authorizer` what a user may do.
     pub fn new(reader: Reader, authorizer: Arc<Authorizer>) -> Self {
-        Self { reader, authorizer }
+        Self { reader, authorizer, toleration_seconds: TolerationSeconds::default() }
+    }
+
+    /// The same with other times for which pods stay on lost nodes.
+    #[must_use]
+    pub fn with_toleration_seconds(self, toleration_seconds: TolerationSeconds) -> Self {
+        Self { toleration_seconds, ..self }
+    }
+
+    fn context<'a>(&'a self, attributes: &'a Attributes<'a>, warnings: &'a mut Vec<String>) -> Context<'a> {
+        Context {
+            reader: &self.reader,
+            authorizer: &self.authorizer,
+            attributes,
+            toleration_seconds: self.toleration_seconds,
+            warnings,
+        }
     }
 }
 
@@ -104,7 +124,7 @@ impl Admit for Chain {
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let mut context = Context { reader: &self.reader, authorizer: &self.authorizer, attributes, warnings };
+        let mut context = self.context(attributes, warnings);
         for plugin in PLUGINS {
             plugin.mutate(&mut context, object, old).await.inspect_err(|error| refused(*plugin, error))?;
         }
@@ -118,7 +138,7 @@ impl Admit for Chain {
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let mut context = Context { reader: &self.reader, authorizer: &self.authorizer, attributes, warnings };
+        let mut context = self.context(attributes, warnings);
         for plugin in PLUGINS {
             plugin.validate(&mut context, object, old).await.inspect_err(|error| refused(*plugin, error))?;
         }

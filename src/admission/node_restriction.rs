@@ -4,12 +4,15 @@ use async_trait::async_trait;
 
 use super::{Context, Plugin};
 use crate::api::kind::Subresource;
-use crate::api::{ApiError, Object};
+use crate::api::{ApiError, Object, meta};
 use crate::auth::UserInfo;
 use crate::registry::Operation;
 
 /// Labels under this prefix are the administrators'; a node may not give them to itself.
 const RESERVED_LABELS: &str = "node-restriction.kubernetes.io/";
+
+/// Holds a Node that is being deleted until the identity that it had is gone, so that its agent cannot make it again.
+const IDENTITY: &str = "orch.io/node-identity";
 
 /// The plugin.
 pub(super) struct NodeRestriction;
@@ -18,6 +21,20 @@ pub(super) struct NodeRestriction;
 impl Plugin for NodeRestriction {
     fn name(&self) -> &'static str {
         "NodeRestriction"
+    }
+
+    /// A Node that an agent with an identity of its own registers is held by it.
+    async fn mutate(&self, context: &mut Context<'_>, object: &mut Object, _old: Option<&Object>) -> Result<(), ApiError> {
+        let attributes = context.attributes;
+        let has_identity = node_name(attributes.user).is_some() && !attributes.user.uid.is_empty();
+        if has_identity && attributes.operation == Operation::Create && context.is_core("Node") {
+            let mut finalizers: Vec<String> = object.finalizers().map(str::to_owned).collect();
+            if !finalizers.iter().any(|finalizer| finalizer == IDENTITY) {
+                finalizers.push(IDENTITY.to_owned());
+            }
+            meta::set_finalizers(object, &finalizers);
+        }
+        Ok(())
     }
 
     async fn validate(&self, context: &mut Context<'_>, object: Option<&Object>, old: Option<&Object>) -> Result<(), ApiError> {
@@ -51,6 +68,13 @@ fn admit_node(context: &Context<'_>, node: &str, object: Option<&Object>, old: O
     };
     if attributes.operation != Operation::Delete && reserved(object) != reserved(old) {
         return Err(context.forbidden(format_args!("is not allowed to modify labels: {RESERVED_LABELS}*")));
+    }
+    let held = |node: &Object| node.finalizers().any(|finalizer| finalizer == IDENTITY);
+    if let (Operation::Update, Some(object), Some(old)) = (attributes.operation, object, old)
+        && held(old)
+        && !held(object)
+    {
+        return Err(context.forbidden(format_args!("node {node:?} is not allowed to remove the finalizer {IDENTITY}")));
     }
     let taints = |node: &Object| node.get(&["spec", "taints"]).cloned();
     match (attributes.operation, object, old) {

@@ -13,6 +13,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
 use super::image::Images;
+use super::image::collect::Collector;
+use super::image::ledger::Ledger;
+use super::image::preload;
 use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
@@ -20,15 +23,18 @@ use super::pod::sandbox::ADDRESS_FILE;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
 use super::sources::Sources;
+use super::stats::Stats;
 use super::volume::Volumes;
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
 use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
 use crate::network::parts::{self, PartContext};
-use crate::network::{ExistingPod, NetworkConfig, NetworkError, PodAddress, PodNetwork, pod_mtu};
+use crate::network::{ExistingPod, NetworkConfig, NetworkError, NodeTraffic, PodAddress, PodNetwork, pod_mtu};
 use crate::rt::{Backoff, TaskGroup};
 
+/// How often the space of images is looked at (one `statvfs`); a disk tells nobody that it fills.
+const IMAGE_CHECK: Duration = Duration::from_secs(60);
 /// The file that remembers the node's range for a start without the API.
 const POD_CIDR_FILE: &str = "pod-cidr";
 
@@ -42,6 +48,10 @@ impl SandboxNetwork for PodNetwork {
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         PodNetwork::detach(self, pod_uid).await
     }
+
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        PodNetwork::traffic(self).await
+    }
 }
 
 impl EventSink for Recorder {
@@ -52,7 +62,7 @@ impl EventSink for Recorder {
 }
 
 /// Starts all tasks of the agent.
-pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Pods>, AgentError> {
+pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<Pods>, Arc<Stats>), AgentError> {
     for directory in [config.data_dir.clone(), config.data_dir.join("pods")] {
         let made = tokio::fs::create_dir_all(&directory).await;
         made.map_err(|source| AgentError::DataDir { path: directory, source })?;
@@ -64,18 +74,21 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Arc<Po
     let scope = Scope { namespace: String::new(), query: own_node };
     let nodes = Informer::<Node>::start(tasks, config.client.clone(), scope);
     let keeper = Arc::new(NodeKeeper::new(config.clone(), Arc::clone(&events)));
+    let informers = Informers::new(tasks, config.client.named("orch/network")).with_snapshots(&config.data_dir.join("informers"));
     let (slot, network) = watch::channel(None);
     let pods: Arc<Pods> = Arc::default();
+    let stats = Stats::new(&config, Arc::clone(&pods), keeper.runtime_info(), network.clone());
 
     let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
     until_cancelled(tasks, "node status", async move { node.run(node_informer).await });
     let (node, node_informer) = (Arc::clone(&keeper), Arc::clone(&nodes));
     until_cancelled(tasks, "node lease", async move { node.run_lease(node_informer).await });
-    let (node, network_config, group) = (Arc::clone(&keeper), config.clone(), tasks.clone());
-    until_cancelled(tasks, "pod network", async move { run_network(network_config, node, nodes, slot, group).await });
-    let parts = Parts { config, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
+    let (node, shared) =
+        (Arc::clone(&keeper), Shared { config: config.clone(), informers: informers.clone(), tasks: tasks.clone() });
+    until_cancelled(tasks, "pod network", async move { run_network(shared, node, nodes, slot).await });
+    let parts = Parts { config, informers, events, keeper, network, prober, pods: Arc::clone(&pods), tasks: tasks.clone() };
     until_cancelled(tasks, "pods", async move { parts.run().await });
-    Ok(pods)
+    Ok((pods, stats))
 }
 
 fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()> + Send + 'static) {
@@ -87,8 +100,16 @@ fn until_cancelled(tasks: &TaskGroup, name: &str, work: impl Future<Output = ()>
     });
 }
 
+/// What the network's parts are made from.
+struct Shared {
+    config: AgentConfig,
+    informers: Informers,
+    tasks: TaskGroup,
+}
+
 struct Parts {
     config: AgentConfig,
+    informers: Informers,
     events: Arc<dyn EventSink>,
     keeper: Arc<NodeKeeper>,
     network: NetworkSlot,
@@ -99,27 +120,36 @@ struct Parts {
 
 impl Parts {
     async fn run(self) {
-        let Self { config, events, keeper, network, prober, pods, tasks } = self;
+        let Self { config, informers, events, keeper, network, prober, pods, tasks } = self;
         let mut runtime_info = keeper.runtime_info();
         // Without an engine there is nothing that pods could be done with.
         let info = match runtime_info.wait_for(Option::is_some).await {
             Ok(info) => info.clone().unwrap_or_default(),
             Err(_) => return,
         };
+        let ledger = Arc::new(Ledger::open(config.data_dir.join(Ledger::FILE)));
+        keep_images(&config, &pods, &ledger, &keeper, &info, &tasks);
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
-        let sources = Sources::new(&tasks, config.client.clone(), Arc::new(move |uid: &str| told.source_changed(uid)));
+        let changed = Arc::new(move |uid: &str| told.source_changed(uid));
+        let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let context = Context {
             node_ip: config.node_ip,
             pods_dir: config.data_dir.join("pods"),
             owner: config.owner.clone(),
-            cluster_dns: None,
+            cluster_dns: Some(config.cluster_dns),
             cluster_domain: config.cluster_domain.clone(),
             client: config.client.clone(),
             runtime: Arc::clone(&config.runtime),
             clock: Arc::clone(&config.clock),
-            images: Images::new(Arc::clone(&config.runtime), Arc::clone(&config.clock), Arc::clone(&events)),
+            images: Images::new(
+                Arc::clone(&config.runtime),
+                Arc::clone(&config.clock),
+                Arc::clone(&events),
+                config.registries.clone(),
+                ledger,
+            ),
             events,
             network,
             sources: Arc::new(sources),
@@ -138,6 +168,36 @@ impl Parts {
     }
 }
 
+/// Loads the images that lie in a folder, and removes unused ones when the disk fills.
+fn keep_images(
+    config: &AgentConfig,
+    pods: &Arc<Pods>,
+    ledger: &Arc<Ledger>,
+    keeper: &Arc<NodeKeeper>,
+    info: &RuntimeInfo,
+    tasks: &TaskGroup,
+) {
+    let folder = config.data_dir.join("images");
+    until_cancelled(tasks, "image preload", preload::run(Arc::clone(&config.runtime), folder));
+    let root = Some(info.root_dir.clone()).filter(|root| root.exists()).unwrap_or_else(|| config.data_dir.clone());
+    let collector = Collector::new(
+        Arc::clone(&config.runtime),
+        Arc::clone(ledger),
+        Arc::clone(pods),
+        Arc::clone(&config.clock),
+        config.image_thresholds,
+    );
+    let keeper = Arc::clone(keeper);
+    until_cancelled(tasks, "image collection", async move {
+        loop {
+            tokio::time::sleep(IMAGE_CHECK).await;
+            if let Err(why) = collector.collect(&root).await {
+                keeper.warn("ImageGCFailed", &why);
+            }
+        }
+    });
+}
+
 fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
     let capacity = facts::capacity(data_dir);
     NodeOffer {
@@ -154,17 +214,17 @@ fn offer(data_dir: &Path, info: &RuntimeInfo) -> NodeOffer {
 
 /// Waits for the node's range, lays the pod network, and looks after its rules when the engine comes back.
 async fn run_network(
-    config: AgentConfig,
+    shared: Shared,
     keeper: Arc<NodeKeeper>,
     nodes: Arc<Informer<Node>>,
     slot: watch::Sender<Option<Arc<dyn SandboxNetwork>>>,
-    tasks: TaskGroup,
 ) {
+    let Shared { config, tasks, .. } = &shared;
     let mut events = config.runtime.events();
-    let pod_cidr = pod_cidr(&config, &nodes).await;
+    let pod_cidr = pod_cidr(config, &nodes).await;
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let network = loop {
-        match start_network(&config, pod_cidr, &tasks).await {
+        match start_network(config, pod_cidr, tasks).await {
             Ok(network) => break network,
             Err(error) => {
                 tracing::warn!(%error, "the pod network is not there; trying again");
@@ -175,7 +235,7 @@ async fn run_network(
     };
     slot.send_replace(Some(Arc::clone(&network) as Arc<dyn SandboxNetwork>));
     keeper.set_network(None);
-    parts::start(&part_context(&config, pod_cidr, &network, &tasks));
+    parts::start(&part_context(&shared, pod_cidr, &network));
     while let Some(event) = events.next().await {
         match event {
             RuntimeEvent::Resync => {
@@ -189,7 +249,8 @@ async fn run_network(
     std::future::pending::<()>().await;
 }
 
-fn part_context(config: &AgentConfig, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>, tasks: &TaskGroup) -> PartContext {
+fn part_context(shared: &Shared, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>) -> PartContext {
+    let Shared { config, informers, tasks } = shared;
     let client = config.client.named("orch/network");
     PartContext {
         node: config.node_name.clone(),
@@ -200,7 +261,7 @@ fn part_context(config: &AgentConfig, pod_cidr: Ipv4Net, pods: &Arc<PodNetwork>,
         cluster_dns: config.cluster_dns,
         cluster_domain: config.cluster_domain.clone(),
         data_dir: config.data_dir.join("network"),
-        informers: Informers::new(tasks, client.clone()),
+        informers: informers.clone(),
         client,
         pods: Arc::clone(pods),
         clock: Arc::clone(&config.clock),

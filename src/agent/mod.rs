@@ -13,6 +13,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Taint;
 
+use self::image::collect::Thresholds;
+use self::image::registries::Registries;
 use crate::client::Client;
 use crate::cri::Runtime;
 use crate::rt::TaskGroup;
@@ -22,13 +24,16 @@ pub mod bootstrap;
 
 mod assembly;
 mod checkpoint;
-mod image;
+pub mod cleanup;
+pub mod image;
 mod node;
 mod pod;
 mod pods;
 mod probe;
 pub mod server;
 mod sources;
+pub mod stats;
+pub mod tunnel;
 mod volume;
 
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
@@ -40,6 +45,8 @@ pub struct AgentConfig {
     pub node_name: String,
     /// The address at which others reach this node: its InternalIP.
     pub node_ip: IpAddr,
+    /// The address from outside, if there is one: its ExternalIP.
+    pub external_ip: Option<IpAddr>,
     /// Where the agent keeps its state: volumes, checkpoints, logs (`DATA/agent`).
     pub data_dir: PathBuf,
     /// Labels set at registration, and only then.
@@ -60,6 +67,10 @@ pub struct AgentConfig {
     pub cluster_domain: String,
     /// Value of the label `io.orch.owner` on this agent's containers: the same that the runtime was connected with.
     pub owner: String,
+    /// Mirrors of registries, and the credentials for them.
+    pub registries: Registries,
+    /// When unused images are removed.
+    pub image_thresholds: Thresholds,
     /// Most pods that the node takes.
     pub max_pods: u32,
     pub client: Client,
@@ -85,6 +96,7 @@ pub enum AgentError {
 /// A running agent.
 pub struct Agent {
     pods: Arc<Pods>,
+    stats: Arc<stats::Stats>,
 }
 
 impl Agent {
@@ -94,11 +106,16 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] when the data directory cannot be used.
     pub async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<Self, AgentError> {
-        assembly::run(config, tasks).await.map(|pods| Self { pods })
+        assembly::run(config, tasks).await.map(|(pods, stats)| Self { pods, stats })
     }
 
     /// Look-ups for the kubelet server: which container is meant by (namespace, pod, container).
     pub fn pods(&self) -> Arc<Pods> {
         Arc::clone(&self.pods)
+    }
+
+    /// What the node and its pods use.
+    pub fn stats(&self) -> Arc<stats::Stats> {
+        Arc::clone(&self.stats)
     }
 }

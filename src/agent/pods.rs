@@ -98,6 +98,11 @@ impl Pods {
         self.views.read().values().map(|view| Arc::clone(&view.pod)).collect()
     }
 
+    /// Everything that the workers published.
+    pub(super) fn views(&self) -> Vec<Arc<PodView>> {
+        self.views.read().values().map(Arc::clone).collect()
+    }
+
     /// One pod by namespace and name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.views.read().get(&(namespace.to_owned(), name.to_owned())).map(|view| Arc::clone(&view.pod))

@@ -12,8 +12,10 @@ use crate::client::informer::{Change, Informer, Scope};
 use crate::client::{ApiObject, Client};
 use crate::rt::TaskGroup;
 
-/// How long to wait for the API to show an object for the first time.
-const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long to wait for the API to show an object for the first time, where there is nothing to fall back to.
+pub const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long to wait for the API to show what is known from before a restart.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
 
 /// Tells the pod with this uid that something it refers to has changed.
 pub type Changed = Arc<dyn Fn(&str) + Send + Sync>;
@@ -51,35 +53,50 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Starts to watch Services, in tasks of `tasks`; the rest is watched when it is asked for.
-    pub fn new(tasks: &TaskGroup, client: Client, changed: Changed) -> Self {
-        let services = Informer::start(tasks, client.clone(), Scope::all());
+    /// All Services come from `services`; the rest is watched when it is asked for, in tasks of `tasks`.
+    pub fn new(tasks: &TaskGroup, client: Client, services: Arc<Informer<Service>>, changed: Changed) -> Self {
         Self { tasks: tasks.clone(), client, changed, config_maps: Kept::default(), secrets: Kept::default(), services }
     }
 
-    /// A ConfigMap for the pod `uid`; `None` if there is none of that name.
+    /// A ConfigMap for the pod `uid`, waiting for the API no longer than `patience` at the first look; `None` if there is none of that name.
     ///
     /// # Errors
     /// [`SourceError`] when the API does not answer and the object was not known before: try again.
-    pub async fn config_map(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError> {
-        self.look(&self.config_maps, uid, namespace, name).await
+    pub async fn config_map(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        self.look(&self.config_maps, uid, (namespace, name), patience).await
     }
 
     /// A Secret for the pod `uid`; `None` if there is none of that name.
     ///
     /// # Errors
     /// As [`config_map`](Self::config_map).
-    pub async fn secret(&self, uid: &str, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError> {
-        self.look(&self.secrets, uid, namespace, name).await
+    pub async fn secret(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<Secret>>, SourceError> {
+        self.look(&self.secrets, uid, (namespace, name), patience).await
     }
 
     /// All Services, once they are known.
     ///
     /// # Errors
     /// As [`config_map`](Self::config_map).
-    pub async fn services(&self) -> Result<Vec<Arc<Service>>, SourceError> {
-        let synced = tokio::time::timeout(FIRST_LOOK, self.services.synced()).await;
-        synced.map_err(|_| SourceError { kind: "services", name: "all".to_owned() })?;
+    pub async fn services(&self, patience: Duration) -> Result<Vec<Arc<Service>>, SourceError> {
+        // What was known before a restart does only while the API does not answer.
+        let patience = if self.services.is_synced() { SECOND_LOOK.min(patience) } else { patience };
+        let listed = tokio::time::timeout(patience, self.services.listed()).await;
+        if listed.is_err() && !self.services.is_synced() {
+            return Err(SourceError { kind: "services", name: "all".to_owned() });
+        }
         Ok(self.services.list())
     }
 
@@ -93,8 +110,8 @@ impl Sources {
         &self,
         kept: &Kept<K>,
         uid: &str,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
+        patience: Duration,
     ) -> Result<Option<Arc<K>>, SourceError> {
         let informer = {
             let mut kept = kept.0.lock();
@@ -103,7 +120,7 @@ impl Sources {
             watched.users.lock().insert(uid.to_owned());
             Arc::clone(&watched.informer)
         };
-        let synced = tokio::time::timeout(FIRST_LOOK, informer.synced()).await;
+        let synced = tokio::time::timeout(patience, informer.synced()).await;
         synced.map_err(|_| SourceError { kind: K::KIND, name: name.to_owned() })?;
         Ok(informer.get(namespace, name))
     }

@@ -8,6 +8,7 @@ use crate::store::Entry;
 
 pub mod authn;
 pub mod authz;
+pub mod identity;
 pub mod tokens;
 
 pub use authn::{Authenticator, AuthnConfig, CertificateUser, Unauthenticated};

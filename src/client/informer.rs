@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -12,7 +13,7 @@ use super::cache::{Cache, Cached, IndexFn, ObjectKey};
 use super::reflector::{Reflector, Source, vanished};
 use super::subscription::Queue;
 pub use super::subscription::{Change, Subscription};
-use super::{ApiObject, Client, path};
+use super::{ApiObject, Client, path, snapshot};
 use crate::rt::TaskGroup;
 
 /// Which objects of a kind.
@@ -29,13 +30,28 @@ impl Scope {
     pub fn all() -> Self {
         Self::default()
     }
+
+    fn source<K: ApiObject>(self) -> Source {
+        let accept = "application/json".to_owned();
+        Source { path: path::<K>(&self.namespace, None, None), query: self.query, accept_watch: accept.clone(), accept }
+    }
 }
 
 /// What the reflector fills and readers read. The lock is never held across an await.
 pub(super) struct Shared<T> {
     state: RwLock<State<T>>,
-    synced: watch::Sender<bool>,
+    filled: watch::Sender<Filled>,
     revision: AtomicU64,
+}
+
+/// What the cache was filled from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Filled {
+    Empty,
+    /// A snapshot from before this process began.
+    Restored,
+    /// The API.
+    Listed,
 }
 
 struct State<T> {
@@ -55,9 +71,22 @@ impl<T: Cached> Shared<T> {
             state.put(object);
         }
         self.reached(revision);
-        if !self.synced.send_replace(true) {
+        if self.filled.send_replace(Filled::Listed) != Filled::Listed {
             state.each(Queue::push_synced);
         }
+    }
+
+    /// Fills the cache with what a snapshot holds, before the first list.
+    fn restore(&self, objects: Vec<T>) {
+        if objects.is_empty() {
+            return;
+        }
+        let mut state = self.state.write();
+        for object in objects {
+            state.put(object);
+        }
+        self.filled.send_replace(Filled::Restored);
+        state.each(Queue::push_synced);
     }
 
     pub(super) fn apply(&self, object: T, revision: &str) {
@@ -88,7 +117,9 @@ impl<T: Cached> Shared<T> {
 impl<T: Cached> State<T> {
     fn put(&mut self, mut object: T) {
         let key = ObjectKey::of(&object);
-        if self.cache.get(&key.namespace, &key.name).is_some_and(|old| old.resource_version() == object.resource_version()) {
+        // Revisions count in one cluster only; what a snapshot holds may be another's.
+        let is_known = |old: &Arc<T>| old.resource_version() == object.resource_version() && old.uid() == object.uid();
+        if self.cache.get(&key.namespace, &key.name).is_some_and(is_known) {
             return;
         }
         object.trim();
@@ -116,22 +147,40 @@ pub struct Informer<T> {
 impl<K: ApiObject> Informer<K> {
     /// Starts to list and watch a kind, in a task of `tasks`.
     pub fn start(tasks: &TaskGroup, client: Client, scope: Scope) -> Arc<Self> {
-        let path = path::<K>(&scope.namespace, None, None);
-        let accept = "application/json".to_owned();
-        Self::start_source(tasks, client, Source { path, query: scope.query, accept_watch: accept.clone(), accept })
+        Self::start_source(tasks, client, scope.source::<K>())
+    }
+
+    /// As [`start`](Self::start), with what was known when the process last ran, and keeping that for the next time.
+    fn start_with_snapshot(tasks: &TaskGroup, client: Client, scope: Scope, file: PathBuf) -> Arc<Self> {
+        let informer = Self::begin(tasks, client, scope.source::<K>(), snapshot::load(file.clone()));
+        snapshot::keep(tasks, file, &informer);
+        informer
     }
 }
 
 impl<T: Cached> Informer<T> {
     /// Starts to list and watch a path, in a task of `tasks`.
     pub fn start_source(tasks: &TaskGroup, client: Client, source: Source) -> Arc<Self> {
+        Self::begin(tasks, client, source, std::future::ready(Vec::new()))
+    }
+
+    fn begin(
+        tasks: &TaskGroup,
+        client: Client,
+        source: Source,
+        known: impl Future<Output = Vec<T>> + Send + 'static,
+    ) -> Arc<Self> {
         let state = RwLock::new(State { cache: Cache::default(), subscribers: Vec::new() });
-        let shared = Arc::new(Shared { state, synced: watch::Sender::new(false), revision: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { state, filled: watch::Sender::new(Filled::Empty), revision: AtomicU64::new(0) });
         let name = format!("reflector {}", source.path);
         let reflector = Reflector { client, source, shared: Arc::clone(&shared) };
         let (token, closing) = (tasks.token(), Arc::clone(&shared));
         tasks.critical(name, async move {
-            token.run_until_cancelled(reflector.run()).await;
+            let reflect = async {
+                closing.restore(known.await);
+                reflector.run().await;
+            };
+            token.run_until_cancelled(reflect).await;
             closing.close();
         });
         Arc::new(Self { shared })
@@ -142,17 +191,31 @@ impl<T: Cached> Informer<T> {
         self.shared.revision.load(Ordering::Acquire)
     }
 
-    /// Waits until the first list is in the cache. Cancel safe.
+    /// Waits until the first list, or a snapshot from before this process began, is in the cache. Cancel safe.
     pub async fn synced(&self) {
+        self.filled(Filled::Restored).await;
+    }
+
+    /// Waits until the first list is in the cache. Cancel safe.
+    pub async fn listed(&self) {
+        self.filled(Filled::Listed).await;
+    }
+
+    async fn filled(&self, wanted: Filled) {
         // The sender lives as long as this informer: waiting cannot fail.
-        if self.shared.synced.subscribe().wait_for(|synced| *synced).await.is_err() {
+        if self.shared.filled.subscribe().wait_for(|filled| *filled >= wanted).await.is_err() {
             tracing::debug!("the informer is gone");
         }
     }
 
-    /// Whether the first list is in the cache.
+    /// Whether the first list, or a snapshot from before this process began, is in the cache.
     pub fn is_synced(&self) -> bool {
-        *self.shared.synced.borrow()
+        *self.shared.filled.borrow() >= Filled::Restored
+    }
+
+    /// Whether the first list is in the cache.
+    pub fn is_listed(&self) -> bool {
+        *self.shared.filled.borrow() == Filled::Listed
     }
 
     /// One object; namespace "" for a cluster-scoped kind.
@@ -225,13 +288,21 @@ pub fn orphans(namespace: &str) -> String {
 pub struct Informers {
     tasks: TaskGroup,
     client: Client,
+    snapshots: Option<Arc<Path>>,
     started: Arc<Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>>,
 }
 
 impl Informers {
     /// A set of informers that run in `tasks` and read through `client`; none is started yet.
     pub fn new(tasks: &TaskGroup, client: Client) -> Self {
-        Self { tasks: tasks.clone(), client, started: Arc::default() }
+        Self { tasks: tasks.clone(), client, snapshots: None, started: Arc::default() }
+    }
+
+    /// The same, but each informer begins with what it held when the process last ran, as files in `folder` have it. The first list
+    /// corrects that; Secrets are never written.
+    #[must_use]
+    pub fn with_snapshots(self, folder: &Path) -> Self {
+        Self { snapshots: Some(folder.into()), ..self }
     }
 
     /// The informer of a kind, in all namespaces; started at the first call.
@@ -240,8 +311,21 @@ impl Informers {
         if let Some(informer) = started.get(&TypeId::of::<K>()).and_then(|any| Arc::clone(any).downcast().ok()) {
             return informer;
         }
-        let informer = Informer::<K>::start(&self.tasks, self.client.clone(), Scope::all());
+        let informer = self.start::<K>(None, Scope::all());
         started.insert(TypeId::of::<K>(), Arc::clone(&informer) as Arc<dyn Any + Send + Sync>);
         informer
+    }
+
+    /// An informer of some objects of a kind, for the caller alone; `name` tells its snapshot from others.
+    pub fn select<K: ApiObject>(&self, name: &str, scope: Scope) -> Arc<Informer<K>> {
+        self.start(Some(name), scope)
+    }
+
+    fn start<K: ApiObject>(&self, name: Option<&str>, scope: Scope) -> Arc<Informer<K>> {
+        let file = self.snapshots.as_ref().and_then(|folder| snapshot::path::<K>(folder, name));
+        match file {
+            Some(file) => Informer::start_with_snapshot(&self.tasks, self.client.clone(), scope, file),
+            None => Informer::start(&self.tasks, self.client.clone(), scope),
+        }
     }
 }

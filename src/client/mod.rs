@@ -26,6 +26,8 @@ mod correlator;
 pub mod informer;
 pub mod recorder;
 mod reflector;
+pub mod servers;
+mod snapshot;
 mod subscription;
 pub mod watch;
 

@@ -20,7 +20,8 @@ pub enum Change<T> {
     Applied { old: Option<Arc<T>>, new: Arc<T> },
     /// The object is gone; its last known state.
     Deleted(Arc<T>),
-    /// Everything that was there when the informer started has been told.
+    /// Everything that was there when the informer started has been told. An informer that began with a snapshot says so twice: when
+    /// that has been told, and when the first list has corrected it.
     Synced,
 }
 

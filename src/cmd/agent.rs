@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::error::CmdError;
 use super::node::{self, NodeParts};
 use super::settings::AgentSettings;
@@ -10,7 +12,7 @@ use super::token::Token;
 use super::{host, notify, run};
 use crate::agent::bootstrap::{self, JoinConfig, JoinError, Joined};
 use crate::rt::clock::SharedClock;
-use crate::rt::{Backoff, SystemClock, TaskGroup};
+use crate::rt::{Backoff, SystemClock, TaskGroup, limits};
 
 /// Runs until a signal.
 ///
@@ -21,23 +23,35 @@ pub async fn run(settings: AgentSettings) -> Result<(), CmdError> {
         return Err(CmdError::NotRoot);
     }
     let tasks = TaskGroup::new();
-    tokio::select! {
+    let removed = tokio::select! {
         started = start(&settings, &tasks) => started?,
         stopped = run::until_stopped(&tasks) => return stopped,
-    }
+    };
     notify::send("READY=1");
-    run::until_stopped(&tasks).await
+    tokio::select! {
+        stopped = run::until_stopped(&tasks) => stopped,
+        () = removed.cancelled() => {
+            notify::send("STOPPING=1");
+            tasks.shutdown(limits::SHUTDOWN_GRACE).await;
+            Err(CmdError::Removed { name: name(&settings) })
+        }
+    }
 }
 
-async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
+fn name(settings: &AgentSettings) -> String {
+    settings.node.node_name.clone().unwrap_or_else(host::name)
+}
+
+/// Joins and starts the node; returns what is cancelled when it is removed from the cluster.
+async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<CancellationToken, CmdError> {
     let clock: SharedClock = Arc::new(SystemClock);
     let given = settings.token.as_deref().filter(|token| !token.is_empty());
     let token = given.map(Token::parse).transpose().map_err(CmdError::Setting)?;
-    let name = settings.node.node_name.clone().unwrap_or_else(host::name);
+    let name = name(settings);
     let node_ip = settings.node.node_ip.unwrap_or_else(host::address);
     let data_dir = settings.common.data_dir.join("agent");
     let config = JoinConfig {
-        server_url: settings.join.clone(),
+        server_urls: settings.join.clone(),
         ca_fingerprint: token.as_ref().and_then(|token| token.ca_fingerprint.clone()),
         token: token.map(|token| token.secret).unwrap_or_default(),
         node_name: name.clone(),
@@ -46,21 +60,24 @@ async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<(), CmdErr
         clock: Arc::clone(&clock),
     };
     let joined = join(config, tasks).await?;
-    tracing::info!(server = settings.join, node = name, "joined");
+    tracing::info!(server = settings.join.join(","), node = name, "joined");
+    let removed = joined.uplink.removed();
     let parts = NodeParts {
         settings: &settings.node,
-        cluster: &settings.cluster,
+        cluster: joined.cluster,
         name,
         data_dir,
         bind_address: settings.bind_address,
         node_ip,
         is_control_plane: false,
         client: joined.client,
+        uplink: Some(joined.uplink),
         serving: joined.serving,
         client_ca_pem: joined.client_ca_pem,
         clock,
     };
-    node::start(parts, tasks).await
+    node::start(parts, tasks).await?;
+    Ok(removed)
 }
 
 /// Joins; a server that does not answer yet is asked again, for ever.
@@ -69,11 +86,12 @@ async fn join(config: JoinConfig, tasks: &TaskGroup) -> Result<Joined, CmdError>
     loop {
         match bootstrap::join(config.clone(), tasks).await {
             Ok(joined) => return Ok(joined),
-            Err(error @ JoinError::Server { .. }) => {
+            Err(error) if error.is_transient() => {
                 let delay = backoff.next_delay();
                 tracing::warn!(error = %CmdError::Node(error.into()).report(), delay_ms = delay.as_millis(), "cannot join yet");
                 tokio::time::sleep(delay).await;
             }
+            Err(JoinError::Removed { name }) => return Err(CmdError::Removed { name }),
             Err(error) => return Err(CmdError::Node(error.into())),
         }
     }

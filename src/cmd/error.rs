@@ -28,6 +28,13 @@ pub enum CmdError {
     Bootstrap(#[from] crate::api::ApiError),
     #[error("cannot start the node")]
     Node(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the API refused")]
+    Api(#[from] crate::client::ClientError),
+    #[error(
+        "node {name:?} was removed from the cluster, and its certificates are good no more. Its containers still run; `orch uninstall` \
+         removes them. To join again, start the agent with a token: on a server, `orch token create --print-join-command` prints how"
+    )]
+    Removed { name: String },
     #[error("the background task {0:?} ended; see the log above")]
     Background(String),
 }
@@ -47,6 +54,11 @@ impl CmdError {
             _ => error.to_string(),
         };
         Self::Listen { address, why }
+    }
+
+    /// The code that the process ends with. A service manager does not start a node again that was removed.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Removed { .. }) { 77 } else { 1 }
     }
 
     /// The message with its causes.

@@ -10,10 +10,17 @@ use tokio::sync::watch;
 
 use super::certificates;
 use super::error::CmdError;
-use super::settings::{ClusterSettings, NodeSettings};
+use super::installed::{Installed, NodeLock};
+use super::settings::NodeSettings;
+use crate::agent::bootstrap::ClusterFacts;
+use crate::agent::image::collect::Thresholds;
+use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
+use crate::agent::server::authorize::Access;
+use crate::agent::tunnel::{self, NodeTargets};
 use crate::agent::{Agent, AgentConfig};
 use crate::client::Client;
+use crate::client::https::Https;
 use crate::cri::Runtime;
 use crate::cri::docker::{Docker, DockerConfig};
 use crate::http::listener::Listener;
@@ -22,13 +29,11 @@ use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, files, random};
 
 const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
-/// Pods a node takes; as upstream.
-const MAX_PODS: u32 = 110;
 
 /// What a node is made of.
 pub struct NodeParts<'a> {
     pub settings: &'a NodeSettings,
-    pub cluster: &'a ClusterSettings,
+    pub cluster: ClusterFacts,
     pub name: String,
     /// `DATA_DIR/agent`.
     pub data_dir: PathBuf,
@@ -36,6 +41,8 @@ pub struct NodeParts<'a> {
     pub node_ip: IpAddr,
     pub is_control_plane: bool,
     pub client: Client,
+    /// By which tunnels to the servers are opened; a node in a server's own process needs none.
+    pub uplink: Option<Arc<Https>>,
     /// By which the node's own server is known; a new value when it was renewed.
     pub serving: watch::Receiver<Identity>,
     /// Whose clients the node's own server believes.
@@ -49,23 +56,23 @@ pub struct NodeParts<'a> {
 /// [`CmdError`] when a setting is wrong, the port is taken, or the data directory cannot be used.
 pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdError> {
     let settings = parts.settings;
-    let host = settings
-        .docker_host
-        .clone()
-        .or_else(|| std::env::var("DOCKER_HOST").ok())
-        .unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+    let host = docker_host(settings.docker_host.as_deref());
+    let lock = hold(&parts, &host)?;
     let owner = owner(&parts.data_dir)?;
     let docker =
         Docker::connect(DockerConfig { host, owner: owner.clone() }).map_err(|error| CmdError::Setting(error.to_string()))?;
     let address = SocketAddr::new(parts.bind_address, settings.kubelet_port);
     let tls = certificates::server_tls(parts.serving, &parts.client_ca_pem, tasks)?;
-    let listener = Listener::bind(address, Some(tls)).await;
+    let listener = Listener::bind(address, Some(Arc::clone(&tls))).await;
     let listener = listener.map_err(|error| CmdError::listen(address, &error, "kubelet-port"))?;
     let runtime: Arc<dyn Runtime> = Arc::new(docker);
     let clock = Arc::clone(&parts.clock);
+    let names = vec![parts.name.clone(), parts.node_ip.to_string()];
+    let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
         node_ip: parts.node_ip,
+        external_ip: settings.node_external_ip,
         data_dir: parts.data_dir,
         labels: labels(&settings.node_label)?,
         taints: taints(&settings.node_taint)?,
@@ -73,18 +80,58 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         kubelet_port: settings.kubelet_port,
         cluster_cidr: parts.cluster.cluster_cidr,
         service_cidr: parts.cluster.service_cidr,
-        cluster_dns: parts.cluster.cluster_dns(),
-        cluster_domain: parts.cluster.cluster_domain.clone(),
+        cluster_dns: parts.cluster.cluster_dns,
+        cluster_domain: parts.cluster.cluster_domain,
         owner,
-        max_pods: MAX_PODS,
+        registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
+        image_thresholds: thresholds(settings)?,
+        max_pods: settings.max_pods,
         client: parts.client,
         runtime: Arc::clone(&runtime),
         clock: parts.clock,
     };
     let agent = Agent::run(config, tasks).await.map_err(|error| CmdError::Node(error.into()))?;
-    let server = KubeletServer::new(agent.pods(), runtime, clock, &tasks.child());
-    tasks.critical("node listener", server.serve(listener));
+    let server = KubeletServer::new(&agent, access, runtime, clock, &tasks.child());
+    if let Some(uplink) = parts.uplink {
+        let (kubelet, kubelet_port, pods) = (Arc::clone(&server), settings.kubelet_port, agent.pods());
+        let targets = NodeTargets { names, kubelet_port, kubelet, tls, pods, tasks: tasks.child() };
+        tasks.critical("tunnels", tunnel::run(uplink, Arc::new(targets)));
+    }
+    tasks.critical("node listener", async move {
+        server.serve(listener).await;
+        drop(lock);
+    });
     Ok(())
+}
+
+/// Where the engine is: as given, as Docker's own client finds it, or where it usually is.
+pub fn docker_host(given: Option<&str>) -> String {
+    let given = given.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
+    given.unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned())
+}
+
+fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
+    let (high_percent, low_percent) = (settings.image_gc_high_threshold, settings.image_gc_low_threshold);
+    if low_percent >= high_percent {
+        return Err(CmdError::Setting(format!(
+            "--image-gc-low-threshold {low_percent} must be below --image-gc-high-threshold {high_percent}"
+        )));
+    }
+    Ok(Thresholds { high_percent, low_percent })
+}
+
+/// Takes the data directory for this process, and notes what `orch uninstall` must know.
+fn hold(parts: &NodeParts<'_>, docker_host: &str) -> Result<NodeLock, CmdError> {
+    let path = &parts.data_dir;
+    let unusable = |source| CmdError::DataDir { path: path.clone(), source };
+    let lock = NodeLock::take(path).map_err(unusable)?;
+    let lock = lock.ok_or_else(|| {
+        CmdError::Setting(format!("the data directory {} is in use by another orch; --data-dir names another", path.display()))
+    })?;
+    let cluster_cidr = parts.cluster.cluster_cidr.to_string();
+    let installed = Installed { node: parts.name.clone(), docker_host: docker_host.to_owned(), cluster_cidr };
+    installed.write(path).map_err(unusable)?;
+    Ok(lock)
 }
 
 /// The name by which this node's containers are told from those of others on the same engine; made once.

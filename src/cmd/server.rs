@@ -1,10 +1,12 @@
 //! `orch server`: store, API server, controllers, scheduler and, unless told otherwise, a node, in one process.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -12,16 +14,18 @@ use super::certificates;
 use super::error::CmdError;
 use super::loopback::Loopback;
 use super::node::{self, NodeParts};
-use super::settings::ServerSettings;
+use super::settings::{Component, ServerSettings};
 use super::signer::CaSigner;
 use super::token::Token;
+use super::tokens::CLUSTER_TOKEN;
 use super::{host, notify, run};
-use crate::admission::Chain;
+use crate::admission::{Chain, TolerationSeconds};
+use crate::agent::bootstrap as bootstrap_agent;
 use crate::auth::authn::StaticToken;
 use crate::auth::{Authorizer, UserInfo};
-use crate::client::informer::Informers;
+use crate::client::informer::{Change, Informer, Informers, Scope};
 use crate::client::kubeconfig::Kubeconfig;
-use crate::controllers::{self, ControllerConfig};
+use crate::controllers::{self, ControllerConfig, node_identity};
 use crate::http::listener::Listener;
 use crate::http::tls::{ClientTls, Trust};
 use crate::kinds::Kinds;
@@ -30,7 +34,7 @@ use crate::registry::{Reader, Registry};
 use crate::rt::clock::SharedClock;
 use crate::rt::{SystemClock, TaskGroup};
 use crate::scheduler::{self, SchedulerConfig};
-use crate::server::{Server, ServerConfig, ServerParts, bootstrap};
+use crate::server::{Server, ServerConfig, ServerParts, bootstrap, identities};
 use crate::store::Store;
 use crate::store::raft::{OpenOptions, RaftStore};
 
@@ -70,8 +74,11 @@ async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdEr
     let server = parts.server(store, tasks)?;
     tasks.critical("api listener", listener.serve(Arc::clone(&server) as Arc<_>, tasks.child()));
     bootstrap::run(&server).await?;
+    tasks.critical("api server identity", bootstrap::identity::follow(Arc::clone(&server), tasks.token()));
     parts.write_kubeconfig()?;
     lead(&server, &parts, tasks);
+    tasks.critical("node identities", identities::run(Arc::clone(&server)));
+    parts.keep_token(&server, tasks);
     tracing::info!(address = %parts.addresses.api, kubeconfig = %settings.write_kubeconfig.display(), "the API server is ready");
     if !settings.disable_agent {
         parts.start_node(&server, tasks).await?;
@@ -109,6 +116,7 @@ fn server_config(settings: &ServerSettings, addresses: &Addresses) -> ServerConf
         cluster_domain: settings.cluster.cluster_domain.clone(),
         cluster_cidr: IpNet::V4(settings.cluster.cluster_cidr),
         service_cidr: IpNet::V4(settings.cluster.service_cidr),
+        cluster_dns: settings.cluster.cluster_dns(),
         advertise: SocketAddr::new(addresses.node, settings.https_listen_port),
         anonymous: true,
     }
@@ -140,7 +148,13 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn server(&self, store: Arc<dyn Store>, tasks: &TaskGroup) -> Result<Arc<Server>, CmdError> {
         let authorizer = Arc::new(Authorizer::new(Arc::clone(&store)));
-        let admit = Arc::new(Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer)));
+        let failure = &self.settings.failure;
+        let tolerations = TolerationSeconds {
+            not_ready: failure.default_not_ready_toleration_seconds,
+            unreachable: failure.default_unreachable_toleration_seconds,
+        };
+        let chain = Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer));
+        let admit = Arc::new(chain.with_toleration_seconds(tolerations));
         let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
         let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
         let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());
@@ -178,16 +192,19 @@ impl Parts<'_> {
     async fn start_node(&self, server: &Arc<Server>, tasks: &TaskGroup) -> Result<(), CmdError> {
         let node = &self.settings.node;
         let name = node.node_name.clone().unwrap_or_else(host::name);
+        let data_dir = self.settings.common.data_dir.join("agent");
+        own_name(server, &name, &data_dir).await?;
         let user = UserInfo::new(&format!("system:node:{name}"), &["system:nodes"]);
         let sans = vec![name.clone(), self.addresses.node.to_string(), "127.0.0.1".to_owned()];
         let parts = NodeParts {
             settings: node,
-            cluster: &self.settings.cluster,
-            data_dir: self.settings.common.data_dir.join("agent"),
+            cluster: self.settings.cluster.facts(),
+            data_dir,
             bind_address: self.settings.bind_address,
             node_ip: self.addresses.node,
             is_control_plane: true,
             client: Loopback::client(server, user, "orch/agent"),
+            uplink: None,
             serving: certificates::serving(&self.roots, &format!("system:node:{name}"), sans, &self.clock, tasks)?,
             client_ca_pem: self.roots.client_ca.certificate_pem().to_owned(),
             name,
@@ -197,10 +214,55 @@ impl Parts<'_> {
     }
 }
 
+impl Parts<'_> {
+    /// Keeps `DATA_DIR/token` what the cluster's token is: `orch token rotate` may change it on any server.
+    fn keep_token(&self, server: &Arc<Server>, tasks: &TaskGroup) {
+        let user = UserInfo::new("system:apiserver", &["system:masters"]);
+        let query = format!("fieldSelector=metadata.name%3D{CLUSTER_TOKEN}");
+        let scope = Scope { namespace: "kube-system".to_owned(), query };
+        let secrets = Informer::<Secret>::start(tasks, Loopback::client(server, user, "orch/token"), scope);
+        let (path, hash) = (self.settings.common.data_dir.join("token"), self.roots.server_ca.fingerprint().to_owned());
+        let token = tasks.token();
+        tasks.critical("token file", async move {
+            let mut changes = secrets.subscribe();
+            while let Some(Some(change)) = token.run_until_cancelled(changes.next()).await {
+                let Change::Applied { new, .. } = change else { continue };
+                let data = new.data.as_ref().and_then(|data| data.get("token"));
+                let Some(secret) = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()) else { continue };
+                if let Err(error) = Token::of_server(&path, Some(secret), &hash) {
+                    tracing::error!(error, "the changed token was not written");
+                }
+            }
+        });
+    }
+}
+
+/// Makes sure that the name of this server's own node is this machine's.
+async fn own_name(server: &Arc<Server>, name: &str, data_dir: &Path) -> Result<(), CmdError> {
+    let password = bootstrap_agent::node_password(data_dir).map_err(|error| CmdError::Node(error.into()))?;
+    let hash = pki::hex(ring::digest::digest(&ring::digest::SHA256, password.as_bytes()).as_ref());
+    let user = UserInfo::new("system:apiserver", &["system:masters"]);
+    let client = Loopback::client(server, user, "orch/node-identity");
+    match client.create(&node_identity::secret(name, &hash)).await {
+        Err(error) if error.is_already_exists() => {}
+        created => return created.map(drop).map_err(CmdError::Api),
+    }
+    let kept: Secret = client.get("kube-system", &node_identity::secret_name(name)).await?;
+    if node_identity::hash_of(&kept) == hash {
+        return Ok(());
+    }
+    Err(CmdError::Setting(format!(
+        "the node name {name:?} is taken by another machine. Give this one another name (--node-name), or, if that machine is gone or was \
+         installed anew, free the name with `orch node replace {name}` and start again"
+    )))
+}
+
 /// Runs controllers and scheduler while this server is the leader: no leases, and a new leader starts them at once.
 fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
     let (server, clock, group, token) = (Arc::clone(server), Arc::clone(&parts.clock), tasks.clone(), tasks.token());
     let roots = Arc::clone(&parts.roots);
+    let node_grace = parts.settings.failure.node_monitor_grace_period;
+    let service_lb = !parts.settings.disable.contains(&Component::ServiceLb);
     let mut leadership = server.registry.store().leadership();
     tasks.critical("leadership", async move {
         loop {
@@ -209,7 +271,7 @@ fn lead(server: &Arc<Server>, parts: &Parts<'_>, tasks: &TaskGroup) {
             }
             tracing::info!("leading: controllers and scheduler start");
             let term = group.child();
-            start_controllers(&server, &roots, &clock, &term);
+            start_controllers(&server, &roots, &clock, (node_grace, service_lb), &term);
             let lost = becomes(&mut leadership, false, &token).await;
             term.shutdown(Duration::from_secs(5)).await;
             if !lost {
@@ -224,7 +286,13 @@ async fn becomes(leadership: &mut watch::Receiver<bool>, wanted: bool, token: &C
     matches!(token.run_until_cancelled(leadership.wait_for(|leads| *leads == wanted)).await, Some(Ok(_)))
 }
 
-fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, term: &TaskGroup) {
+fn start_controllers(
+    server: &Arc<Server>,
+    roots: &Pki,
+    clock: &SharedClock,
+    (node_grace, service_lb): (Duration, bool),
+    term: &TaskGroup,
+) {
     let client = Loopback::client(server, UserInfo::new("system:kube-controller-manager", &[]), "orch/controllers");
     let informers = Informers::new(term, client.clone());
     let kinds = Arc::clone(server.registry.kinds());
@@ -237,6 +305,8 @@ fn start_controllers(server: &Arc<Server>, roots: &Pki, clock: &SharedClock, ter
         root_ca_pem: roots.server_ca.certificate_pem().to_owned(),
         cluster_cidr: server.config.cluster_cidr,
         node_cidr_prefix: NODE_CIDR_PREFIX,
+        node_grace,
+        service_lb,
         signer: Some(Arc::new(signer)),
     };
     controllers::run(term, client, config);

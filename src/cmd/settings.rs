@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
+
+use crate::agent::bootstrap::ClusterFacts;
 
 /// Flags that server and agent share.
 #[derive(Debug, Clone, Args)]
@@ -40,6 +43,12 @@ pub struct NodeSettings {
     /// Address that other nodes reach this one at [default: that of the default route]
     #[arg(long, env = "ORCH_NODE_IP", value_name = "IP")]
     pub node_ip: Option<IpAddr>,
+    /// Address at which the node is reached from outside, shown as its ExternalIP
+    #[arg(long, env = "ORCH_NODE_EXTERNAL_IP", value_name = "IP")]
+    pub node_external_ip: Option<IpAddr>,
+    /// Most pods that the node takes
+    #[arg(long, env = "ORCH_MAX_PODS", default_value_t = 110, value_name = "NUMBER")]
+    pub max_pods: u32,
     /// Label set when the node registers; may be repeated
     #[arg(long, env = "ORCH_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_label: Vec<String>,
@@ -52,9 +61,18 @@ pub struct NodeSettings {
     /// Socket of the Docker engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
     #[arg(long, env = "ORCH_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// File with mirrors of registries, credentials and certificates, in k3s' form
+    #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
+    pub private_registry: PathBuf,
+    /// Percent of the engine's disk above which unused images that were pulled are removed; 100 never does
+    #[arg(long, env = "ORCH_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=100), value_name = "PERCENT")]
+    pub image_gc_high_threshold: u64,
+    /// Percent of the engine's disk down to which they are removed
+    #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
+    pub image_gc_low_threshold: u64,
 }
 
-/// Flags of the pod and service network; the same on all servers.
+/// Flags of the pod and service network; the same on all servers, which tell them to the nodes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct ClusterSettings {
@@ -77,6 +95,16 @@ impl ClusterSettings {
     pub fn cluster_dns(&self) -> IpAddr {
         let tenth = u32::from(self.service_cidr.network()).wrapping_add(10);
         self.cluster_dns.unwrap_or_else(|| IpAddr::V4(tenth.into()))
+    }
+
+    /// What every node is told.
+    pub fn facts(&self) -> ClusterFacts {
+        ClusterFacts {
+            cluster_cidr: self.cluster_cidr,
+            service_cidr: self.service_cidr,
+            cluster_dns: self.cluster_dns(),
+            cluster_domain: self.cluster_domain.clone(),
+        }
     }
 }
 
@@ -103,10 +131,59 @@ pub struct ServerSettings {
     /// Run no node in this process (in a configuration file: true or false)
     #[arg(long, env = "ORCH_DISABLE_AGENT", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true, value_parser = clap::builder::BoolishValueParser::new(), value_name = "BOOL", hide_possible_values = true)]
     pub disable_agent: bool,
+    /// Built-in component to go without; may be repeated
+    #[arg(long, env = "ORCH_DISABLE", value_name = "COMPONENT", value_delimiter = ',', value_enum)]
+    pub disable: Vec<Component>,
+    #[command(flatten)]
+    pub failure: FailureSettings,
     #[command(flatten)]
     pub cluster: ClusterSettings,
     #[command(flatten)]
     pub node: NodeSettings,
+}
+
+/// Flags of what happens when a node is lost; the same on all servers.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Lost nodes")]
+pub struct FailureSettings {
+    /// Silence after which a node counts as lost
+    #[arg(long, env = "ORCH_NODE_MONITOR_GRACE_PERIOD", default_value = "40s", value_parser = duration, value_name = "TIME")]
+    pub node_monitor_grace_period: Duration,
+    /// Seconds for which a pod stays on a node that is not ready, unless it says otherwise
+    #[arg(long, env = "ORCH_DEFAULT_NOT_READY_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub default_not_ready_toleration_seconds: u32,
+    /// Seconds for which a pod stays on a node that is unreachable, unless it says otherwise
+    #[arg(long, env = "ORCH_DEFAULT_UNREACHABLE_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub default_unreachable_toleration_seconds: u32,
+}
+
+/// Reads `40s`, `1m30s`, `2h`: the durations of Kubernetes' flags, in whole units.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not of the form 40s, 1m30s or 2h");
+    let (mut seconds, mut number) = (0_u64, String::new());
+    for letter in text.chars() {
+        let unit = match letter {
+            'h' => 3_600,
+            'm' => 60,
+            's' => 1,
+            digit if digit.is_ascii_digit() => {
+                number.push(digit);
+                continue;
+            }
+            _ => return Err(wrong()),
+        };
+        let count: u64 = std::mem::take(&mut number).parse().map_err(|_| wrong())?;
+        seconds = count.checked_mul(unit).and_then(|more| seconds.checked_add(more)).ok_or_else(wrong)?;
+    }
+    if seconds == 0 || !number.is_empty() { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+/// A component that `orch server` can go without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Component {
+    /// The load balancer that gives Services the addresses of nodes
+    #[value(name = "servicelb")]
+    ServiceLb,
 }
 
 /// Flags of `orch agent`.
@@ -114,17 +191,29 @@ pub struct ServerSettings {
 pub struct AgentSettings {
     #[command(flatten)]
     pub common: CommonSettings,
-    /// URL of a server
-    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL")]
-    pub join: String,
-    /// Token of the cluster: the content of DATA_DIR/token on a server
+    /// URL of a server; may be repeated. The others are learned from it
+    #[arg(long, visible_alias = "server", env = "ORCH_JOIN", value_name = "URL", value_delimiter = ',', required = true)]
+    pub join: Vec<String>,
+    /// Token of the cluster (`orch token create`, or DATA_DIR/token on a server); not needed once the node has joined
     #[arg(long, env = "ORCH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Address that the node's own HTTPS server listens on
     #[arg(long, env = "ORCH_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
     pub bind_address: IpAddr,
     #[command(flatten)]
-    pub cluster: ClusterSettings,
-    #[command(flatten)]
     pub node: NodeSettings,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_kubernetes() {
+        for (text, seconds) in
+            [("40s", Some(40)), ("1m30s", Some(90)), ("2h", Some(7_200)), ("40", None), ("s", None), ("0s", None)]
+        {
+            assert_eq!(duration(text).ok().map(|time| time.as_secs()), seconds, "{text}");
+        }
+    }
 }

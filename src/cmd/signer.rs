@@ -1,13 +1,12 @@
 //! Signs certificate requests for the controllers with the cluster's CAs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use crate::controllers::{RequestSubject, Signer};
+use crate::controllers::{RequestSubject, Signer, SigningOrder};
 use crate::pki::{Ca, LEAF_LIFETIME, pem_blocks};
 use crate::rt::clock::SharedClock;
 
@@ -40,10 +39,11 @@ impl Signer for CaSigner {
         Ok(subject)
     }
 
-    fn sign(&self, signer: &str, request_pem: &str, usages: &[String], lifetime: Option<Duration>) -> Result<String, String> {
+    fn sign(&self, order: &SigningOrder<'_>) -> Result<String, String> {
+        let SigningOrder { signer, request_pem, usages, lifetime, uid } = *order;
         let ca = if signer == SERVING { &self.server_ca } else { &self.client_ca };
         let lifetime = lifetime.unwrap_or(LEAF_LIFETIME).min(LEAF_LIFETIME);
-        ca.sign_csr(request_pem, lifetime, usages, self.clock.now()).map_err(|error| error.to_string())
+        ca.sign_csr(request_pem, lifetime, usages, uid, self.clock.now()).map_err(|error| error.to_string())
     }
 }
 

@@ -11,7 +11,8 @@ use k8s_openapi::api::certificates::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Context, Controller, Error, Queue, RequestSubject, Requeue, Seen, Signer, Watches};
+use super::node_identity::{Claim, Identities};
+use super::{Context, Controller, Error, Queue, RequestSubject, Requeue, Seen, Signer, SigningOrder, Watches};
 use crate::client::informer::Informer;
 use crate::client::{Client, ObjectKey};
 use crate::rt::clock::SharedClock;
@@ -24,9 +25,11 @@ const NODE_PREFIX: &str = "system:node:";
 
 /// The controller of certificate requests.
 pub(super) fn certificates(context: &Context) -> Arc<dyn Controller> {
+    let client = context.client("certificate-controller");
     Arc::new(Certificates {
         requests: context.config.informers.of(),
-        client: context.client("certificate-controller"),
+        identities: Identities::new(client.clone()),
+        client,
         signer: context.config.signer.clone(),
         clock: Arc::clone(&context.config.clock),
     })
@@ -35,6 +38,7 @@ pub(super) fn certificates(context: &Context) -> Arc<dyn Controller> {
 struct Certificates {
     requests: Arc<Informer<CertificateSigningRequest>>,
     client: Client,
+    identities: Identities,
     signer: Option<Arc<dyn Signer>>,
     clock: SharedClock,
 }
@@ -94,19 +98,48 @@ impl Certificates {
         }
     }
 
-    async fn approve(&self, request: &CertificateSigningRequest, message: &str) -> Result<(), Error> {
+    async fn decide(
+        &self,
+        request: &CertificateSigningRequest,
+        condition: CertificateSigningRequestCondition,
+    ) -> Result<(), Error> {
         let mut request = request.clone();
-        let condition = self.condition("Approved", "AutoApproved", message);
         request.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
         self.client.update_subresource(&request, "approval").await?;
         Ok(())
+    }
+
+    /// Approves a request that needs no human, or refuses a node's name to a machine that it does not belong to.
+    async fn judge(&self, request: &CertificateSigningRequest, subject: &RequestSubject) -> Result<(), Error> {
+        let Some(message) = approval(&request.spec, subject) else { return Ok(()) };
+        if request.spec.signer_name == KUBELET_CLIENT {
+            let node = subject.common_name.trim_start_matches(NODE_PREFIX);
+            match self.identities.claim(node, &request.spec).await? {
+                Claim::Granted => {}
+                // Who shows no password is nobody that was seen before: a human decides.
+                Claim::Unknown => return Ok(()),
+                Claim::Taken => {
+                    let refusal = self.condition("Denied", "NodeNameTaken", &name_taken(node));
+                    return self.decide(request, refusal).await;
+                }
+            }
+        }
+        self.decide(request, self.condition("Approved", "AutoApproved", message)).await
     }
 
     async fn sign(&self, signer: &dyn Signer, request: &CertificateSigningRequest, pem: &str) -> Result<(), Error> {
         let spec = &request.spec;
         let seconds = spec.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let usages = spec.usages.as_deref().unwrap_or_default();
-        let signed = signer.sign(&spec.signer_name, pem, usages, seconds.map(Duration::from_secs));
+        let uid = match signer.subject(pem) {
+            Ok(RequestSubject { common_name, .. }) if spec.signer_name == KUBELET_CLIENT => {
+                self.identities.uid(common_name.trim_start_matches(NODE_PREFIX)).await?
+            }
+            _ => String::new(),
+        };
+        let lifetime = seconds.map(Duration::from_secs);
+        let order = SigningOrder { signer: &spec.signer_name, request_pem: pem, usages, lifetime, uid: &uid };
+        let signed = signer.sign(&order);
         let mut request = request.clone();
         let status = request.status.get_or_insert_default();
         match signed {
@@ -119,6 +152,13 @@ impl Certificates {
         self.client.update_status(&request).await?;
         Ok(())
     }
+}
+
+fn name_taken(node: &str) -> String {
+    format!(
+        "the node name {node:?} is taken by another machine. Give this one another name (--node-name), or, if that machine is gone or was \
+         installed anew, free the name with `orch node replace {node}` on a server and start this agent again"
+    )
 }
 
 #[async_trait]
@@ -146,9 +186,7 @@ impl Controller for Certificates {
         }
         let invalid = |message| Error::Invalid { object: format!("CertificateSigningRequest {key}"), message };
         let subject = signer.subject(&pem).map_err(invalid)?;
-        if let Some(message) = approval(&request.spec, &subject) {
-            self.approve(&request, message).await?;
-        }
+        self.judge(&request, &subject).await?;
         Ok(Requeue::Done)
     }
 }

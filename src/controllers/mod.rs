@@ -16,24 +16,31 @@ use crate::kinds::Kinds;
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
+mod address_repair;
 mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
 mod deployment;
+mod disruption;
+mod disruption_budget;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
 mod metadata;
 mod metrics;
 mod namespace;
+pub mod node_identity;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
+mod pod_gc;
 mod pods;
 mod queue;
 mod replicaset;
 mod runner;
 mod service_account;
+mod service_cidr;
+mod service_lb;
 mod status;
 mod taint_eviction;
 
@@ -42,18 +49,25 @@ pub use runner::{Seen, Watches};
 
 /// Every controller, by name.
 pub const CONTROLLERS: &[(&str, Build)] = &[
+    ("addressrepair", address_repair::address_repair),
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("deployment", deployment::deployment),
+    ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),
+    ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("garbagecollector", garbage_collector::garbage_collector),
     ("namespace", namespace::namespace),
+    ("nodeidentity", node_identity::node_identity),
     ("nodeipam", node_ipam::node_ipam),
     ("nodelifecycle", node_lifecycle::node_lifecycle),
+    ("podgc", pod_gc::pod_gc),
     ("replicaset", replicaset::replica_set),
     ("replicationcontroller", replicaset::replication_controller),
     ("serviceaccount", service_account::service_account),
+    ("servicecidr", service_cidr::service_cidr),
+    ("servicelb", service_lb::service_lb),
     ("tainteviction", taint_eviction::taint_eviction),
 ];
 
@@ -121,6 +135,10 @@ pub struct ControllerConfig {
     pub cluster_cidr: IpNet,
     /// Length of the prefix of a node's part: 24.
     pub node_cidr_prefix: u8,
+    /// Silence after which a node counts as lost.
+    pub node_grace: Duration,
+    /// Whether Services of type LoadBalancer get the addresses of nodes.
+    pub service_lb: bool,
     /// Signs approved certificate requests; without one they stay as they are.
     pub signer: Option<Arc<dyn Signer>>,
 }
@@ -133,12 +151,23 @@ pub trait Signer: Send + Sync + 'static {
     /// What is wrong with the request.
     fn subject(&self, request_pem: &str) -> Result<RequestSubject, String>;
 
-    /// Signs a request for a signer (`kubernetes.io/kube-apiserver-client-kubelet`) and returns the chain in PEM; `lifetime` is
-    /// what the requester asked for.
+    /// Signs a request for a signer (`kubernetes.io/kube-apiserver-client-kubelet`) and returns the chain in PEM.
     ///
     /// # Errors
     /// Why it cannot be signed.
-    fn sign(&self, signer: &str, request_pem: &str, usages: &[String], lifetime: Option<Duration>) -> Result<String, String>;
+    fn sign(&self, request: &SigningOrder<'_>) -> Result<String, String>;
+}
+
+/// What is to be signed.
+#[derive(Debug, Clone, Copy)]
+pub struct SigningOrder<'a> {
+    pub signer: &'a str,
+    pub request_pem: &'a str,
+    pub usages: &'a [String],
+    /// What the requester asked for.
+    pub lifetime: Option<Duration>,
+    /// The identity that the certificate is bound to; "" for none.
+    pub uid: &'a str,
 }
 
 /// What a certificate request says of its subject.

@@ -1,6 +1,7 @@
-//! Taint eviction and pod garbage collection: pods leave nodes whose NoExecute taints they do not tolerate (any more), and pods of
-//! nodes that are gone are deleted. It follows upstream's `controller/tainteviction` and `controller/podgc`.
+//! Taint eviction: pods leave nodes whose NoExecute taints they do not tolerate (any more). It follows upstream's
+//! `controller/tainteviction`; how long a pod may still stay is measured by elapsed time, so that a step of the clock evicts nobody.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,17 +9,16 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::node_lifecycle::{BY_NODE, node_of};
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, pods};
 use crate::client::informer::Informer;
 use crate::client::recorder::{EventType, Recorder, reference};
 use crate::client::{Cached, Client, DeleteOptions, ObjectKey, PatchKind, Preconditions};
-use crate::rt::clock::SharedClock;
-
-/// Time that a node has to come (back) before its pods are deleted.
-const QUARANTINE: Duration = Duration::from_secs(40);
+use crate::rt::clock::{self, SharedClock};
 
 /// The controller that takes pods off nodes. A key is a pod.
 pub(super) fn taint_eviction(context: &Context) -> Arc<dyn Controller> {
@@ -30,6 +30,7 @@ pub(super) fn taint_eviction(context: &Context) -> Arc<dyn Controller> {
         client: context.client("taint-eviction-controller"),
         recorder: context.recorder("taint-eviction-controller"),
         clock: Arc::clone(&context.config.clock),
+        scheduled: Mutex::default(),
     })
 }
 
@@ -39,6 +40,16 @@ struct TaintEviction {
     client: Client,
     recorder: Recorder,
     clock: SharedClock,
+    scheduled: Mutex<HashMap<ObjectKey, Scheduled>>,
+}
+
+/// A pod that has to leave when its tolerations end.
+#[derive(Debug, Clone)]
+struct Scheduled {
+    uid: String,
+    due: Instant,
+    /// What it was worked out from.
+    taints: Vec<Taint>,
 }
 
 fn covers(toleration: &Toleration, taint: &Taint) -> bool {
@@ -73,20 +84,44 @@ fn no_execute(node: &Node) -> Vec<Taint> {
 }
 
 impl TaintEviction {
-    async fn remove(&self, pod: &Pod, (reason, message): (&str, &str), grace_period_seconds: Option<i64>) -> Result<(), Error> {
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
-            "lastTransitionTime": Time(self.clock.now())});
+    async fn remove(&self, pod: &Pod) -> Result<(), Error> {
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": Time(self.clock.now())});
         let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
         let patched = self.client.patch::<Pod>(pod.namespace(), pod.name(), Some("status"), PatchKind::Strategic, &patch).await;
         if let Err(error) = patched {
             return if error.is_not_found() { Ok(()) } else { Err(error.into()) };
         }
         let preconditions = Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None });
-        let options = DeleteOptions { grace_period_seconds, preconditions, ..DeleteOptions::default() };
+        let options = DeleteOptions { preconditions, ..DeleteOptions::default() };
         match self.client.delete::<Pod>(pod.namespace(), pod.name(), &options).await {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error.into()),
             _ => Ok(()),
         }
+    }
+
+    /// After how long the pod has to leave. The first answer stands while its taints are the same.
+    fn time_left(&self, key: &ObjectKey, pod: &Pod, taints: Vec<Taint>) -> Option<Duration> {
+        let mut scheduled = self.scheduled.lock();
+        let known = scheduled.get(key).filter(|known| known.uid == pod.uid() && known.taints == taints);
+        if let Some(known) = known {
+            return Some(known.due.saturating_duration_since(clock::instant()));
+        }
+        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+        let left = time_left(&taints, tolerations, self.clock.now());
+        let was_scheduled = match left.filter(|left| !left.is_zero()) {
+            None => scheduled.remove(key).is_some_and(|known| known.uid == pod.uid()),
+            Some(left) => {
+                let due = clock::instant() + left;
+                scheduled.insert(key.clone(), Scheduled { uid: pod.uid().to_owned(), due, taints });
+                false
+            }
+        };
+        if left.is_none() && was_scheduled {
+            let message = format!("Cancelling deletion of Pod {key}");
+            self.recorder.event(&reference(pod), EventType::Normal, "TaintManagerEviction", message);
+        }
+        left
     }
 }
 
@@ -99,54 +134,48 @@ impl Controller for TaintEviction {
     fn watch(&self, watches: &mut Watches) {
         let pods = Arc::clone(&self.pods);
         watches.on(&self.nodes, move |seen: Seen<'_, Node>, queue: &Queue| {
-            let all = |name: &str| pods.by_index(BY_NODE, name).into_iter().map(|pod| ObjectKey::of(&*pod)).collect::<Vec<_>>();
-            match (seen.old, seen.new) {
-                (Some(gone), None) => all(gone.name()).into_iter().for_each(|key| queue.add_after(key, QUARANTINE)),
-                (old, Some(new)) if !no_execute(new).is_empty() && old.is_none_or(|old| no_execute(old) != no_execute(new)) => {
-                    all(new.name()).into_iter().for_each(|key| queue.add(key));
-                }
-                _ => {}
+            let taints = |node: Option<&Node>| node.map(no_execute).unwrap_or_default();
+            if let Some(node) = seen.new.filter(|_| taints(seen.old) != taints(seen.new)) {
+                pods.by_index(BY_NODE, node.name()).iter().for_each(|pod| queue.add(ObjectKey::of(&**pod)));
             }
         });
         let nodes = Arc::clone(&self.nodes);
         watches.on(&self.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
-            let Some(pod) = seen.new else { return };
-            let was_bound = seen.old.is_some_and(|old| node_of(old) == node_of(pod) && old.metadata.uid == pod.metadata.uid);
-            if let Some(name) = node_of(pod).first().filter(|_| !was_bound) {
-                match nodes.get("", name) {
-                    None => queue.add_after(ObjectKey::of(pod), QUARANTINE),
-                    Some(node) if !no_execute(&node).is_empty() => queue.add(ObjectKey::of(pod)),
-                    Some(_) => {}
-                }
+            let Some(pod) = seen.new else {
+                // What was scheduled for it is forgotten.
+                return seen.old.into_iter().for_each(|pod| queue.add(ObjectKey::of(pod)));
+            };
+            let tolerations = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.tolerations.clone());
+            let is_known = seen.old.is_some_and(|old| {
+                node_of(old) == node_of(pod) && old.metadata.uid == pod.metadata.uid && tolerations(old) == tolerations(pod)
+            });
+            let node = node_of(pod).first().filter(|_| !is_known).and_then(|name| nodes.get("", name));
+            if node.is_some_and(|node| !no_execute(&node).is_empty()) {
+                queue.add(ObjectKey::of(pod));
             }
         });
     }
 
+    fn workers(&self) -> usize {
+        16
+    }
+
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Requeue::Done) };
-        let Some(name) = node_of(&pod).pop() else { return Ok(Requeue::Done) };
-        let Some(node) = self.nodes.get("", &name) else {
-            return match self.client.get::<Node>("", &name).await {
-                Err(error) if error.is_not_found() => {
-                    // Nobody is left to stop it gently.
-                    let why = ("DeletionByPodGC", "PodGC: node no longer exists");
-                    self.remove(&pod, why, Some(0)).await.map(|()| Requeue::Done)
-                }
-                Err(error) => Err(error.into()),
-                Ok(_) => Ok(Requeue::After(QUARANTINE)),
-            };
-        };
-        if pod.metadata.deletion_timestamp.is_some() || pods::is_finished(&pod) {
+        let pod = self
+            .pods
+            .get(&key.namespace, &key.name)
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !pods::is_finished(pod));
+        let node = pod.as_ref().and_then(|pod| self.nodes.get("", node_of(pod).first()?));
+        let (Some(pod), Some(node)) = (pod, node) else {
+            self.scheduled.lock().remove(key);
             return Ok(Requeue::Done);
-        }
-        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-        match time_left(&no_execute(&node), tolerations, self.clock.now()) {
+        };
+        match self.time_left(key, &pod, no_execute(&node)) {
             None => Ok(Requeue::Done),
             Some(Duration::ZERO) => {
                 let message = format!("Marking for deletion Pod {key}");
                 self.recorder.event(&reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
-                let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
-                self.remove(&pod, why, None).await?;
+                self.remove(&pod).await?;
                 Ok(Requeue::Done)
             }
             Some(wait) => Ok(Requeue::After(wait)),

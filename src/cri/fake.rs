@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Cursor;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::stream;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -43,6 +43,7 @@ pub enum Call {
     Images,
     Pull,
     Load,
+    Tag,
     RemoveImage,
 }
 
@@ -411,9 +412,18 @@ impl Runtime for Fake {
         Ok(())
     }
 
-    async fn load(&self, _tarball: Bytes) -> Result<Vec<String>, RuntimeError> {
-        self.enter(Call::Load, "")?;
+    async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError> {
+        self.enter(Call::Load, &tarball.display().to_string())?;
         Ok(Vec::new())
+    }
+
+    async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError> {
+        self.enter(Call::Tag, reference)?;
+        let mut inner = self.inner.lock();
+        let image = inner.images.get(reference).cloned();
+        let image = image.ok_or_else(|| RuntimeError::NotFound(format!("No such image: {reference}")))?;
+        inner.images.insert(name.to_owned(), image);
+        Ok(())
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -4,13 +4,12 @@
 //! Containers outlive `orch`. Everything needed to find them again is in their labels (see [`labels`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::Stream;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -301,8 +300,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
     /// Pulls an image.
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>, progress: PullProgress<'_>) -> Result<(), RuntimeError>;
-    /// Loads images from a tarball (`docker save` or OCI).
-    async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError>;
+    /// Loads images from a tarball (`docker save` or OCI, compressed or not), as it is read.
+    async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError>;
+    /// Gives an image one more name.
+    async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError>;
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
 }

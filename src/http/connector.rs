@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::http::{HeaderValue, Uri, Version, header};
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -23,8 +24,8 @@ use crate::rt::TaskGroup;
 /// Time to connect and to shake hands.
 const CONNECT: Duration = Duration::from_secs(10);
 /// A quiet HTTP/2 connection is asked whether it still lives, also while nothing but a watch runs on it.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-const PING_TIMEOUT: Duration = Duration::from_secs(15);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams on one HTTP/2 connection before another is opened; below what servers allow (Kubernetes: 100).
 const STREAMS: usize = 90;
 /// HTTP/1.1 connections kept for one endpoint.
@@ -41,9 +42,16 @@ pub struct Endpoint {
     /// Name or address, without brackets.
     pub host: String,
     pub port: u16,
+    /// The node that the way leads over; only the [`Dial`] knows what that means. Addresses of two nodes may be the same.
+    pub via: Option<Arc<str>>,
 }
 
 impl Endpoint {
+    /// An endpoint that is reached as any other host is.
+    pub fn new(tls: bool, host: impl Into<String>, port: u16) -> Self {
+        Self { tls, host: host.into(), port, via: None }
+    }
+
     /// The endpoint of a URL (`https://host:port`, whatever path).
     ///
     /// # Errors
@@ -56,11 +64,34 @@ impl Endpoint {
             _ => return Err(format!("{url:?} begins with neither https:// nor http://").into()),
         };
         let host = uri.host().ok_or_else(|| format!("{url:?} names no host"))?.trim_matches(['[', ']']).to_owned();
-        Ok(Self { tls, host, port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }) })
+        Ok(Self::new(tls, host, uri.port_u16().unwrap_or(if tls { 443 } else { 80 })))
     }
 
-    fn authority(&self) -> String {
+    /// `host:port`.
+    pub fn authority(&self) -> String {
         if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+}
+
+/// A stream of bytes, whatever carries it.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for S {}
+
+/// How a connection to an endpoint is made.
+#[async_trait]
+pub trait Dial: Send + Sync + 'static {
+    /// # Errors
+    /// When the endpoint is not reached. It may take as long as it likes: the connector has a deadline.
+    async fn dial(&self, to: &Endpoint) -> Result<Box<dyn ByteStream>, BoxError>;
+}
+
+/// Straight over TCP.
+struct Direct;
+
+#[async_trait]
+impl Dial for Direct {
+    async fn dial(&self, to: &Endpoint) -> Result<Box<dyn ByteStream>, BoxError> {
+        Ok(Box::new(dial(&to.host, to.port).await?))
     }
 }
 
@@ -85,6 +116,8 @@ enum Connection {
 /// Sends requests to any endpoint; connections are kept and shared.
 pub struct Connector {
     tls: ArcSwap<ClientTls>,
+    dialler: Arc<dyn Dial>,
+    patience: Duration,
     kept: Mutex<HashMap<Endpoint, Kept>>,
     tasks: TaskGroup,
 }
@@ -92,7 +125,18 @@ pub struct Connector {
 impl Connector {
     /// A connector whose connections are tasks of `tasks`.
     pub fn new(tls: ClientTls, tasks: TaskGroup) -> Self {
-        Self { tls: ArcSwap::from_pointee(tls), kept: Mutex::default(), tasks }
+        Self::with_dial(tls, Arc::new(Direct), tasks)
+    }
+
+    /// As [`new`](Self::new), with another way of making connections.
+    pub fn with_dial(tls: ClientTls, dialler: Arc<dyn Dial>, tasks: TaskGroup) -> Self {
+        Self { tls: ArcSwap::from_pointee(tls), dialler, patience: CONNECT, kept: Mutex::default(), tasks }
+    }
+
+    /// The same with another time to connect and to shake hands.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Changes what new connections believe and show (a renewed certificate); the kept ones are used no more.
@@ -105,10 +149,20 @@ impl Connector {
     ///
     /// # Errors
     /// Only when no answer came. The request may have been processed.
-    pub async fn send(&self, to: &Endpoint, mut request: HttpRequest) -> Result<HttpResponse, BoxError> {
+    pub async fn send(&self, to: &Endpoint, request: HttpRequest) -> Result<HttpResponse, BoxError> {
+        self.try_send(to, request).await.map_err(|(error, _)| error)
+    }
+
+    /// As [`send`](Self::send), and a request that did not leave is handed back, to be sent elsewhere.
+    ///
+    /// # Errors
+    /// Only when no answer came, with the request unless it may have been processed.
+    pub async fn try_send(&self, to: &Endpoint, mut request: HttpRequest) -> Result<HttpResponse, Unsent> {
         if is_upgrade(request.headers()) {
-            let sender = self.open_http1(to).await?;
-            return self.send_http1(to, sender, request).await.map_err(|(error, _)| error);
+            return match self.open_http1(to).await {
+                Ok(sender) => self.send_http1(to, sender, request).await,
+                Err(error) => Err((error, Some(Box::new(request)))),
+            };
         }
         while let Some(kept) = self.take(to) {
             let sent = match kept {
@@ -119,17 +173,20 @@ impl Connector {
                 Ok(response) => return Ok(response),
                 // It did not leave: the kept connection was closed meanwhile.
                 Err((_, Some(unsent))) => request = *unsent,
-                Err((error, None)) => return Err(error),
+                Err((error, None)) => return Err((error, None)),
             }
         }
-        let sent = match self.open(to).await? {
+        let opened = match self.open(to).await {
+            Ok(opened) => opened,
+            Err(error) => return Err((error, Some(Box::new(request)))),
+        };
+        match opened {
             Connection::Http2(shared) => {
                 self.kept.lock().entry(to.clone()).or_default().http2.push(shared.clone());
                 send_http2(to, shared, request).await
             }
             Connection::Http1(sender) => self.send_http1(to, sender, request).await,
-        };
-        sent.map_err(|(error, _)| error)
+        }
     }
 
     fn take(&self, to: &Endpoint) -> Option<Connection> {
@@ -147,7 +204,7 @@ impl Connector {
 
     async fn open(&self, to: &Endpoint) -> Result<Connection, BoxError> {
         let opening = async {
-            let stream = dial(&to.host, to.port).await?;
+            let stream = self.dialler.dial(to).await?;
             if !to.tls {
                 return self.handshake_http1(stream).await.map(Connection::Http1);
             }
@@ -158,19 +215,19 @@ impl Connector {
                 self.handshake_http1(stream).await.map(Connection::Http1)
             }
         };
-        tokio::time::timeout(CONNECT, opening).await.map_err(|_| slow(to))?
+        tokio::time::timeout(self.patience, opening).await.map_err(|_| self.slow(to))?
     }
 
     async fn open_http1(&self, to: &Endpoint) -> Result<http1::SendRequest<Body>, BoxError> {
         let opening = async {
-            let stream = dial(&to.host, to.port).await?;
+            let stream = self.dialler.dial(to).await?;
             if !to.tls {
                 return self.handshake_http1(stream).await;
             }
             let stream = self.tls.load_full().connect(&to.host, &[b"http/1.1"], stream).await?;
             self.handshake_http1(stream).await
         };
-        tokio::time::timeout(CONNECT, opening).await.map_err(|_| slow(to))?
+        tokio::time::timeout(self.patience, opening).await.map_err(|_| self.slow(to))?
     }
 
     async fn handshake_http1<S>(&self, stream: S) -> Result<http1::SendRequest<Body>, BoxError>
@@ -196,6 +253,10 @@ impl Connector {
             .await?;
         self.run(connection);
         Ok(Shared { sender, streams: Arc::default() })
+    }
+
+    fn slow(&self, to: &Endpoint) -> BoxError {
+        format!("no connection to {} within {} s", to.authority(), self.patience.as_secs()).into()
     }
 
     fn run(&self, connection: impl Future<Output = Result<(), hyper::Error>> + Send + 'static) {
@@ -237,11 +298,7 @@ impl Connector {
 }
 
 /// Why a request failed, and the request itself if it did not leave.
-type Unsent = (BoxError, Option<Box<HttpRequest>>);
-
-fn slow(to: &Endpoint) -> BoxError {
-    format!("no connection to {} within {} s", to.authority(), CONNECT.as_secs()).into()
-}
+pub type Unsent = (BoxError, Option<Box<HttpRequest>>);
 
 fn boxed(body: Incoming) -> Body {
     body.map_err(Into::into).boxed_unsync()
@@ -315,7 +372,7 @@ mod tests {
         ];
         for (url, expected) in table {
             let found = Endpoint::parse(url).ok();
-            let expected = expected.map(|(tls, host, port)| Endpoint { tls, host: host.to_owned(), port });
+            let expected = expected.map(|(tls, host, port)| Endpoint::new(tls, host, port));
             assert_eq!(found, expected, "{url}");
         }
     }

@@ -104,11 +104,29 @@ async fn serve_tcp(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%remote, %error, "cannot set TCP_NODELAY");
     }
+    match tls {
+        Some(tls) => serve_tls(stream, remote, &tls, handler, token, executor).await,
+        None => {
+            let mut extensions = Extensions::new();
+            extensions.insert(RemoteAddr(remote));
+            serve_stream(stream, extensions, Protocol::Any, handler, token, executor).await;
+        }
+    }
+}
+
+/// Serves HTTP over TLS on a stream that is already there, as on an accepted one; `remote` is whoever is at its other end.
+pub async fn serve_tls<S>(
+    stream: S,
+    remote: SocketAddr,
+    tls: &ServerTls,
+    handler: Arc<dyn Handler>,
+    token: CancellationToken,
+    executor: GroupExecutor,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut extensions = Extensions::new();
     extensions.insert(RemoteAddr(remote));
-    let Some(tls) = tls else {
-        return serve_stream(stream, extensions, Protocol::Any, handler, token, executor).await;
-    };
     let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 
 pub mod connector;
 pub mod listener;
+pub mod reverse;
 pub mod spdy;
 pub mod streams;
 pub mod tls;

@@ -279,6 +279,11 @@ fn public_key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
     Some(hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// SHA-256 of the public key of the first certificate of a PEM text, in hexadecimal: what a join token carries of a CA.
+pub fn fingerprint(pem: &str) -> Option<String> {
+    public_key_hash(certificates(pem, "certificate authority").ok()?.first()?)
+}
+
 impl ServerCertVerifier for PinnedCa {
     fn verify_server_cert(
         &self,

@@ -25,6 +25,8 @@ use super::streams::{CommandStreams, Forwarded, InStream, OutStream, Outgoing, S
 use super::{HttpResponse, empty};
 use crate::rt::TaskGroup;
 
+pub mod reader;
+
 /// What RFC 6455 (section 1.3) appends to the client's key.
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Largest message; clients send at most 32 KiB and a channel number.

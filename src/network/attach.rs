@@ -149,20 +149,22 @@ pub(super) async fn remove(host: &Handle, name: &str) -> Result<(), NetworkError
 /// When the kernel does not list its interfaces.
 pub(super) async fn list(host: &Handle, node: &str) -> Result<Vec<(String, String)>, NetworkError> {
     let links: Vec<LinkMessage> = host.link().get().execute().try_collect().await.map_err(step("list the interfaces"))?;
+    Ok(links.iter().filter_map(|link| of_node(link, node)).collect())
+}
+
+/// Name and pod uid of an interface, if it is that of one of the node's pods.
+pub(super) fn of_node(link: &LinkMessage, node: &str) -> Option<(String, String)> {
     let ours = alias(node, "");
-    let of_node = |link: &LinkMessage| {
-        let mut name = None;
-        let mut uid = None;
-        for attribute in &link.attributes {
-            match attribute {
-                LinkAttribute::IfName(text) => name = Some(text.clone()),
-                LinkAttribute::IfAlias(text) => uid = text.strip_prefix(&ours).map(str::to_owned),
-                _ => {}
-            }
+    let mut name = None;
+    let mut uid = None;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::IfAlias(text) => uid = text.strip_prefix(&ours).map(str::to_owned),
+            _ => {}
         }
-        name.zip(uid)
-    };
-    Ok(links.iter().filter_map(of_node).collect())
+    }
+    name.zip(uid)
 }
 
 /// The host interface of a pod: derived from its uid, so that it is found again without state.

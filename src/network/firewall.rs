@@ -1,51 +1,77 @@
 //! The rules that pods need: pod traffic to the outside leaves with the node's address, and what Docker's FORWARD chain would
 //! drop is let through.
 //!
-//! Masquerading lives in a table of the node's own (nftables) or in a chain of its own (iptables, where there is no nft). The
-//! accepts must stand in `DOCKER-USER`: an accept in a table of one's own does not undo a drop in Docker's. Names carry a hash
-//! of the node's name, so several nodes share a machine. Everything here can be repeated.
+//! Masquerading lives in a table of the node's own (nftables) or in a chain of its own (iptables, where the kernel has no nf_tables).
+//! The accepts must stand in `DOCKER-USER`: an accept in a table of one's own does not undo a drop in Docker's. Names carry a hash
+//! of the node's name, so several nodes share a machine. Everything here can be repeated, and is when somebody changes it ([`watch`]).
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::NetworkError;
 use super::attach::hex;
 
+mod table;
+pub(super) mod watch;
+
+use table::MasqueradeTable;
+
 /// A rule command that takes longer is stuck.
 const COMMAND: Duration = Duration::from_secs(20);
 /// Where the commands are, beside PATH.
 const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
-/// How Docker lets others come before its own rules; without it (or without Docker's rules) the chain itself.
+/// Where accepts may stand.
 const FORWARD_CHAINS: [&str; 2] = ["DOCKER-USER", "FORWARD"];
 
 /// The rules of one node.
-#[derive(Debug, Clone)]
 pub(super) struct Firewall {
     /// `orch-` and a hash of the node's name.
     name: String,
     pod_cidr: Ipv4Net,
     cluster_cidr: Ipv4Net,
+    table: MasqueradeTable,
+    /// Nodes that know the way back to pods, once they are known: what pods send to them is not masqueraded.
+    nodes: Mutex<Option<Vec<Ipv4Addr>>>,
+    /// The iptables chain as it was last set.
+    chain: Mutex<Option<String>>,
 }
 
 impl Firewall {
     pub(super) fn new(node: &str, pod_cidr: Ipv4Net, cluster_cidr: Ipv4Net) -> Self {
-        Self { name: format!("orch-{}", &hex(node)[..8]), pod_cidr: pod_cidr.trunc(), cluster_cidr: cluster_cidr.trunc() }
+        let (name, pod_cidr, cluster_cidr) = (format!("orch-{}", &hex(node)[..8]), pod_cidr.trunc(), cluster_cidr.trunc());
+        let table = MasqueradeTable::new(&name, pod_cidr, cluster_cidr);
+        Self { name, pod_cidr, cluster_cidr, table, nodes: Mutex::default(), chain: Mutex::default() }
+    }
+
+    /// The addresses of nodes to which pods' packets keep their source. Returns whether that is news.
+    pub(super) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) -> bool {
+        let mut known = self.nodes.lock();
+        let is_news = known.as_ref() != Some(&nodes);
+        *known = Some(nodes);
+        is_news
     }
 
     /// Sets what is missing: forwarding, masquerading, accepts.
     ///
     /// # Errors
-    /// The command that failed, with its words.
+    /// The command or the operation that failed, with its words.
     pub(super) async fn ensure(&self) -> Result<(), NetworkError> {
         forward().await?;
-        match find("nft") {
-            Some(nft) => self.ensure_nft(&nft).await?,
-            None => self.ensure_chain().await?,
+        let nodes = self.nodes.lock().clone();
+        if let Err(error) = self.table.ensure(nodes.as_deref()).await {
+            let masquerade = NetworkError::step("masquerade pod traffic", error);
+            tracing::debug!(error = %masquerade, "no nf_tables; iptables does it");
+            self.ensure_chain(nodes.as_deref().unwrap_or_default()).await.map_err(|error| {
+                tracing::debug!(%error, "nor does iptables");
+                masquerade
+            })?;
         }
         self.ensure_accepts().await
     }
@@ -55,17 +81,15 @@ impl Firewall {
     /// # Errors
     /// As [`ensure`](Self::ensure).
     pub(super) async fn remove(&self) -> Result<(), NetworkError> {
-        if let Some(nft) = find("nft") {
-            run(&nft, &["-f", "-"], &self.nft_removal()).await?;
-        }
-        let Some(iptables) = find("iptables") else { return Ok(()) };
+        let removed = self.table.remove().await;
+        let Some(iptables) = find("iptables") else { return removed };
         for chain in FORWARD_CHAINS {
             for rule in self.accepts() {
                 // That the rule is not there is what was wanted.
                 while run(&iptables, &arguments("-D", chain, &rule), "").await.is_ok() {}
             }
         }
-        if find("nft").is_none() {
+        if removed.is_err() {
             let jump = self.jump();
             while run(&iptables, &nat(&arguments("-D", "POSTROUTING", &jump)), "").await.is_ok() {}
             for action in ["-F", "-X"] {
@@ -77,43 +101,31 @@ impl Firewall {
         Ok(())
     }
 
-    async fn ensure_nft(&self, nft: &Path) -> Result<(), NetworkError> {
-        if run(nft, &["-t", "list", "table", "ip", &self.name], "").await.is_ok_and(|table| table.contains("masquerade")) {
-            return Ok(());
-        }
-        run(nft, &["-f", "-"], &self.nft_script()).await.map(drop)
-    }
-
-    /// One transaction: the table is made anew.
-    fn nft_script(&self) -> String {
-        let Self { name, pod_cidr, cluster_cidr } = self;
-        let removal = self.nft_removal();
-        format!(
-            "{removal}table ip {name} {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
-             ip saddr {pod_cidr} ip daddr != {cluster_cidr} masquerade\n  }}\n}}\n"
-        )
-    }
-
-    /// Adding first makes that deleting cannot fail.
-    fn nft_removal(&self) -> String {
-        format!("add table ip {0}\ndelete table ip {0}\n", self.name)
-    }
-
-    async fn ensure_chain(&self) -> Result<(), NetworkError> {
+    async fn ensure_chain(&self, nodes: &[Ipv4Addr]) -> Result<(), NetworkError> {
         let Some(iptables) = find("iptables") else {
-            return Err(NetworkError::step("masquerade pod traffic", "neither nft nor iptables is installed"));
+            return Err(NetworkError::step("masquerade pod traffic", "iptables is not installed"));
         };
-        let jump = self.jump();
-        if run(&iptables, &nat(&arguments("-C", "POSTROUTING", &jump)), "").await.is_ok() {
+        let (jump, rules) = (self.jump(), self.chain_rules(nodes));
+        let has_jump = run(&iptables, &nat(&arguments("-C", "POSTROUTING", &jump)), "").await.is_ok();
+        if has_jump && self.chain.lock().as_ref() == Some(&rules) {
             return Ok(());
         }
         let Some(restore) = find("iptables-restore") else {
             return Err(NetworkError::step("masquerade pod traffic", "iptables-restore is not installed"));
         };
-        let Self { name, pod_cidr, cluster_cidr } = self;
-        let rules = format!("*nat\n:{name} - [0:0]\n-A {name} -s {pod_cidr} ! -d {cluster_cidr} -j MASQUERADE\nCOMMIT\n");
         run(&restore, &["--noflush", "--wait", "5"], &rules).await?;
+        *self.chain.lock() = Some(rules);
+        if has_jump {
+            return Ok(());
+        }
         run(&iptables, &nat(&arguments("-A", "POSTROUTING", &jump)), "").await.map(drop)
+    }
+
+    /// What iptables-restore is fed: the chain is made anew.
+    fn chain_rules(&self, nodes: &[Ipv4Addr]) -> String {
+        let Self { name, pod_cidr, cluster_cidr, .. } = self;
+        let to_nodes: String = nodes.iter().map(|ip| format!("-A {name} -d {ip} -j RETURN\n")).collect();
+        format!("*nat\n:{name} - [0:0]\n{to_nodes}-A {name} -s {pod_cidr} ! -d {cluster_cidr} -j MASQUERADE\nCOMMIT\n")
     }
 
     fn jump(&self) -> Vec<String> {
@@ -122,24 +134,20 @@ impl Firewall {
 
     async fn ensure_accepts(&self) -> Result<(), NetworkError> {
         let Some(iptables) = find("iptables") else { return Ok(()) };
-        let mut failure = None;
-        for chain in FORWARD_CHAINS {
-            // Docker makes its chain; where there is none, nothing but the policy stands between.
-            let rules = match run(&iptables, &["-w", "5", "-S", chain], "").await {
-                Ok(rules) => rules,
-                Err(error) => {
-                    failure = Some(error);
-                    continue;
-                }
-            };
-            for rule in self.accepts() {
-                if !rules.contains(&rule.join(" ")) {
-                    run(&iptables, &arguments("-I", chain, &rule), "").await?;
-                }
+        let forward = run(&iptables, &["-w", "5", "-S", "FORWARD"], "").await?;
+        // Docker makes its chain, and a jump to it; where either is missing (`iptables -F` leaves the policy), the chain itself.
+        let user = run(&iptables, &["-w", "5", "-S", "DOCKER-USER"], "").await.ok();
+        let is_reached = forward.contains("-j DOCKER-USER");
+        let (chain, rules) = match user.filter(|_| is_reached) {
+            Some(rules) => ("DOCKER-USER", rules),
+            None => ("FORWARD", forward),
+        };
+        for rule in self.accepts() {
+            if !rules.contains(&rule.join(" ")) {
+                run(&iptables, &arguments("-I", chain, &rule), "").await?;
             }
-            return Ok(());
         }
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Two rules, as `iptables -S` prints them: from the pods, to the pods.
@@ -208,8 +216,15 @@ mod tests {
         let firewall = Firewall::new("node-a", "10.42.3.7/24".parse().unwrap(), "10.42.0.0/16".parse().unwrap());
         let other = Firewall::new("node-b", "10.42.3.7/24".parse().unwrap(), "10.42.0.0/16".parse().unwrap());
         assert_ne!(firewall.name, other.name);
-        let script = firewall.nft_script();
-        assert!(script.contains("ip saddr 10.42.3.0/24 ip daddr != 10.42.0.0/16 masquerade"), "{script}");
+        let rules = firewall.chain_rules(&["10.0.0.2".parse().unwrap()]);
+        let name = &firewall.name;
+        assert_eq!(
+            rules,
+            format!(
+                "*nat\n:{name} - [0:0]\n-A {name} -d 10.0.0.2 -j RETURN\n-A {name} -s 10.42.3.0/24 ! -d 10.42.0.0/16 -j MASQUERADE\nCOMMIT\n"
+            )
+        );
+        assert!(firewall.set_nodes(vec![]) && !firewall.set_nodes(vec![]));
         let rule = firewall.accepts()[1].join(" ");
         assert_eq!(rule, format!("-d 10.42.3.0/24 -m comment --comment {} -j ACCEPT", firewall.name));
     }

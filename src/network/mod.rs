@@ -8,12 +8,13 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
 mod attach;
+mod dns;
 mod firewall;
 pub mod ipam;
 mod netns;
@@ -21,19 +22,24 @@ pub mod nft;
 mod overlay;
 pub mod parts;
 mod policy;
+mod proxy;
+mod traffic;
 
 pub use netns::connect;
 pub use overlay::pod_mtu;
+pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
 use firewall::Firewall;
+use firewall::watch::Watch;
 use ipam::Ipam;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use policy::{Gate, Mode, PodFacts};
 use rtnetlink::Handle;
+use tokio::sync::Notify;
 
-use crate::rt::TaskGroup;
+use crate::rt::{Backoff, TaskGroup};
 
 /// What can go wrong with a pod's network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +93,8 @@ pub struct ExistingPod {
     pub sandbox_pid: u32,
 }
 
-/// How often the rules are looked after; Docker removes them when it makes its own anew.
-const RULES_INTERVAL: Duration = Duration::from_secs(60);
+/// Rules change in bursts: Docker sets many when it starts.
+const RULES_SETTLE: Duration = Duration::from_millis(100);
 
 /// A netlink socket; its work runs in `tasks`.
 fn open(tasks: &TaskGroup) -> Result<Handle, NetworkError> {
@@ -112,6 +118,8 @@ pub struct PodNetwork {
     host: Handle,
     firewall: Firewall,
     pub(in crate::network) gate: Gate,
+    rules_wanted: Notify,
+    rules_missing: AtomicBool,
     tasks: TaskGroup,
 }
 
@@ -126,14 +134,32 @@ impl PodNetwork {
         let firewall = Firewall::new(&config.node, config.pod_cidr, config.cluster_cidr);
         let ipam = Mutex::new(Ipam::new(config.pod_cidr));
         let mtu = AtomicU32::new(config.mtu);
-        let network = Arc::new(Self { config, ipam, mtu, host, firewall, gate: Gate::new(), tasks: tasks.clone() });
+        let network = Arc::new(Self {
+            config,
+            ipam,
+            mtu,
+            host,
+            firewall,
+            gate: Gate::new(),
+            rules_wanted: Notify::new(),
+            rules_missing: AtomicBool::new(false),
+            tasks: tasks.clone(),
+        });
+        let mut watch = Watch::open(&network.firewall).await;
         network.ensure_rules().await;
         let (watched, token) = (Arc::clone(&network), tasks.token());
         tasks.critical("pod network rules", async move {
+            let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
             loop {
                 tokio::select! {
                     () = token.cancelled() => return,
-                    () = tokio::time::sleep(RULES_INTERVAL) => watched.ensure_rules().await,
+                    () = watch.changed(&watched.firewall) => tokio::time::sleep(RULES_SETTLE).await,
+                    () = watched.rules_wanted.notified() => {}
+                    () = tokio::time::sleep(backoff.next_delay()), if watched.rules_missing.load(Ordering::Relaxed) => {}
+                }
+                watched.ensure_rules().await;
+                if !watched.rules_missing.load(Ordering::Relaxed) {
+                    backoff.reset();
                 }
             }
         });
@@ -148,7 +174,9 @@ impl PodNetwork {
 
     /// Sets the rules that are missing: to be called when the engine has been restarted.
     pub async fn ensure_rules(&self) {
-        if let Err(error) = self.firewall.ensure().await {
+        let result = self.firewall.ensure().await;
+        self.rules_missing.store(result.is_err(), Ordering::Relaxed);
+        if let Err(error) = result {
             tracing::warn!(%error, "cannot set the rules of the pod network; trying again");
         }
     }
@@ -167,6 +195,13 @@ impl PodNetwork {
         let ip = self.ipam.lock().allocate(pod.metadata.uid.as_deref().unwrap_or(""))?;
         self.gate.admit(Arc::new(PodFacts::from(pod)), ip).await?;
         Ok(PodAddress { ip })
+    }
+
+    /// The addresses of nodes that know the way back to this node's pods: they see a pod's own address.
+    pub(crate) fn set_nodes(&self, nodes: Vec<Ipv4Addr>) {
+        if self.firewall.set_nodes(nodes) {
+            self.rules_wanted.notify_one();
+        }
     }
 
     /// Gives a pod its interface and address; a pod that has them keeps them, and what is missing is repaired. `sandbox_pid`
@@ -230,6 +265,14 @@ impl PodNetwork {
         self.ipam.lock().get(pod_uid).map(|ip| PodAddress { ip })
     }
 
+    /// What went over the interfaces since they were made, as the pods and the node see it.
+    ///
+    /// # Errors
+    /// When the kernel's interfaces cannot be listed.
+    pub async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        traffic::read(&self.host, &self.config.node).await
+    }
+
     /// Takes everything away that this node left in the kernel: for uninstalling.
     ///
     /// # Errors
@@ -238,9 +281,10 @@ impl PodNetwork {
         for (interface, _) in attach::list(&self.host, &self.config.node).await? {
             attach::remove(&self.host, &interface).await?;
         }
+        dns::address::cleanup(&self.host, &self.config.node).await?;
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
-        let removed = policy::remove(node).await;
+        let removed = policy::remove(&self.config.node).await;
         removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
         self.firewall.remove().await
     }

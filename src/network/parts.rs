@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use ipnet::Ipv4Net;
 
-use super::PodNetwork;
+use super::{PodNetwork, dns, overlay, policy, proxy};
 use crate::client::Client;
 use crate::client::informer::Informers;
 use crate::rt::TaskGroup;
@@ -48,7 +48,8 @@ pub struct PartContext {
 pub type Run = fn(PartContext) -> BoxFuture<'static, ()>;
 
 /// Every part, by name.
-pub const PARTS: &[(&str, Run)] = &[("overlay", super::overlay::run), ("policy", super::policy::run)];
+pub const PARTS: &[(&str, Run)] =
+    &[("dns", dns::run), ("overlay", overlay::run), ("policy", policy::run), ("service proxy", proxy::run)];
 
 /// Starts all parts as tasks of the context's group.
 pub fn start(context: &PartContext) {

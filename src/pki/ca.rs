@@ -126,16 +126,27 @@ impl Ca {
     }
 
     /// Signs a request (PEM) for the usages of its `CertificateSigningRequest` (`client auth`, `digital signature`, …).
-    /// Names are taken from the request; that they are allowed is the approver's matter.
+    /// Names are taken from the request; that they are allowed is the approver's matter. A `uid` that is not "" is written into the
+    /// subject, in Kubernetes' attribute for it.
     ///
     /// # Errors
     /// When the request does not parse, its signature is wrong, it asks to be a CA, or a usage is unknown.
-    pub fn sign_csr<S: AsRef<str>>(&self, pem: &str, ttl: Duration, usages: &[S], now: Timestamp) -> Result<String, PkiError> {
+    pub fn sign_csr<S: AsRef<str>>(
+        &self,
+        pem: &str,
+        ttl: Duration,
+        usages: &[S],
+        uid: &str,
+        now: Timestamp,
+    ) -> Result<String, PkiError> {
         let der = super::pem_blocks(pem, "CERTIFICATE REQUEST")?.swap_remove(0);
         let mut request = CertificateSigningRequestParams::from_der(&der.into()).map_err(PkiError::Request)?;
         let params = &mut request.params;
         if matches!(params.is_ca, IsCa::Ca(_)) {
             return Err(PkiError::RequestsCa);
+        }
+        if !uid.is_empty() {
+            params.distinguished_name.push(DnType::CustomDnType(super::certificate::UID.to_vec()), uid);
         }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages.clear();
@@ -259,13 +270,13 @@ mod tests {
         params.distinguished_name = subject("system:node:n1", &["system:nodes".to_owned()]);
         let pem = params.serialize_request(&key).unwrap().pem().unwrap();
         let usages = ["digital signature", "client auth"];
-        let signed = ca.sign_csr(&pem, Duration::from_secs(60), &usages, now()).unwrap();
+        let signed = ca.sign_csr(&pem, Duration::from_secs(60), &usages, "u-1", now()).unwrap();
         let certificate = Certificate::parse(&crate::pki::pem_blocks(&signed, "CERTIFICATE").unwrap()[0]).unwrap();
-        assert_eq!(certificate.common_name, "system:node:n1");
+        assert_eq!((certificate.common_name.as_str(), certificate.uid.as_str()), ("system:node:n1", "u-1"));
         assert!(!certificate.is_ca);
-        assert!(matches!(ca.sign_csr(&pem, Duration::from_secs(60), &["fly"], now()), Err(PkiError::Usage(_))));
+        assert!(matches!(ca.sign_csr(&pem, Duration::from_secs(60), &["fly"], "", now()), Err(PkiError::Usage(_))));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.serialize_request(&key).unwrap().pem().unwrap();
-        assert!(ca.sign_csr(&pem, Duration::from_secs(60), &usages, now()).is_err());
+        assert!(ca.sign_csr(&pem, Duration::from_secs(60), &usages, "", now()).is_err());
     }
 }

@@ -5,6 +5,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::PkiError;
 
+/// The attribute of a subject that Kubernetes reserves for the user's uid.
+pub(super) const UID: &[u64] = &[1, 3, 6, 1, 4, 1, 57683, 2];
+
 /// The facts of a parsed certificate. Parsing verifies nothing: the TLS layer has verified the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {

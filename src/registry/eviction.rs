@@ -49,11 +49,26 @@ impl Registry {
                 ));
             }
         };
+        if !is_ready(pod) && frees_unhealthy(budget) {
+            return Ok(());
+        }
         let mut write = WriteRequest::new(Arc::clone(&kind), &request.namespace, budget.name(), Arc::clone(&request.user));
         write.dry_run = request.dry_run;
         let now = meta::time_text(self.clock.now());
         self.change(&write, Trust::System, |budget, _| spend(budget, pod.name(), &now)).await.map(drop)
     }
+}
+
+fn is_ready(pod: &Object) -> bool {
+    let conditions = pod.get(&["status", "conditions"]).and_then(Value::as_array).into_iter().flatten();
+    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// Whether a pod that does not serve may go without being counted: always, or while enough others serve.
+fn frees_unhealthy(budget: &Object) -> bool {
+    let number = |field: &str| budget.get(&["status", field]).and_then(Value::as_i64).unwrap_or(0);
+    let serves_enough = number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
+    budget.str_at(&["spec", "unhealthyPodEvictionPolicy"]) == Some("AlwaysAllow") || serves_enough
 }
 
 fn spend(budget: &Object, pod: &str, now: &str) -> Result<Object, ApiError> {
@@ -90,4 +105,24 @@ fn refused(budget: &Object, why: &str, retry_after_seconds: u32) -> ApiError {
     };
     error.details.causes = vec![Cause { reason: "DisruptionBudget".to_owned(), message, field: String::new() }];
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pods_that_do_not_serve() {
+        for (spec, status, expected) in [
+            (json!({"unhealthyPodEvictionPolicy": "AlwaysAllow"}), json!({}), true),
+            (json!({}), json!({"currentHealthy": 2, "desiredHealthy": 2}), true),
+            (json!({}), json!({"currentHealthy": 1, "desiredHealthy": 2}), false),
+            (json!({}), json!({"currentHealthy": 0, "desiredHealthy": 0}), false),
+        ] {
+            let budget = Object(json!({"spec": spec, "status": status}).as_object().unwrap().clone());
+            assert_eq!(frees_unhealthy(&budget), expected, "{spec} {status}");
+        }
+    }
 }

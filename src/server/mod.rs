@@ -25,12 +25,14 @@ pub mod discovery;
 pub mod filters;
 pub mod handlers;
 pub mod health;
+pub mod identities;
 pub mod negotiate;
 pub mod node;
 pub mod nonresource;
 pub mod openapi;
 pub mod request_info;
 pub mod respond;
+pub mod tunnel;
 
 pub use request_info::RequestInfo;
 
@@ -62,6 +64,8 @@ pub struct ServerConfig {
     pub cluster_domain: String,
     pub cluster_cidr: IpNet,
     pub service_cidr: IpNet,
+    /// Where the cluster's DNS answers.
+    pub cluster_dns: IpAddr,
     /// Where other machines reach this server.
     pub advertise: SocketAddr,
     /// Whether a request without credentials is `system:anonymous`; otherwise it is refused.
@@ -110,8 +114,12 @@ pub struct Server {
     pub config: ServerConfig,
     pub client_ca: Arc<Ca>,
     pub server_ca: Arc<Ca>,
-    /// Connections to kubelets.
+    /// Connections to kubelets and pods.
     pub nodes: node::Nodes,
+    /// The connections that nodes have opened.
+    pub tunnels: Arc<tunnel::Tunnels>,
+    /// What ends with the identity of a node.
+    pub identities: identities::Identities,
     pub health: health::Health,
     pub clock: SharedClock,
     /// Watches and tunnels end with its token.
@@ -143,9 +151,12 @@ impl Server {
             None => Err("the roles of a new cluster are not there yet".to_owned()),
         };
         health.add("poststarthook/rbac/bootstrap-roles", health::Probe::Ready, Arc::new(has_roles));
+        let tunnels: Arc<tunnel::Tunnels> = Arc::default();
         Arc::new(Self {
             authenticator: Authenticator::new(authn),
-            nodes: node::Nodes::new(node_tls, tasks.clone()),
+            nodes: node::Nodes::new(node_tls, Arc::clone(&tunnels) as Arc<_>, tasks.clone()),
+            tunnels,
+            identities: identities::Identities::default(),
             inflight: filters::inflight::Inflight::default(),
             registry,
             authorizer,

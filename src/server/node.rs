@@ -1,5 +1,5 @@
-//! The way to kubelets: logs, exec, attach, port-forward and `nodes/proxy` go to the node's own HTTPS server over mutual TLS.
-//! What is upgraded (SPDY, WebSocket) is passed through as raw bytes.
+//! The way to kubelets: logs, exec, attach, port-forward and `nodes/proxy` go to the node's own HTTPS server over mutual TLS,
+//! through the node's tunnel where it has one ([`tunnels`](super::tunnel)). What is upgraded (SPDY, WebSocket) is passed through as raw bytes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use super::{RequestContext, Server};
 use crate::api::ApiError;
-use crate::http::connector::{Connector, Endpoint};
+use crate::http::connector::{Connector, Dial, Endpoint};
 use crate::http::tls::ClientTls;
 use crate::http::{HttpRequest, HttpResponse, is_upgrade, tunnel};
 use crate::kinds::core;
@@ -29,9 +29,9 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Connections that believe and show what `tls` says.
-    pub fn new(tls: ClientTls, tasks: TaskGroup) -> Self {
-        Self { connector: Connector::new(tls, tasks.clone()), tasks }
+    /// Connections that believe and show what `tls` says, and are made by `dialler`.
+    pub fn new(tls: ClientTls, dialler: Arc<dyn Dial>, tasks: TaskGroup) -> Self {
+        Self { connector: Connector::with_dial(tls, dialler, tasks.clone()), tasks }
     }
 
     /// Changes what new connections believe and show (a renewed certificate).
@@ -75,7 +75,7 @@ pub async fn forward(
     let method = request.method().clone();
     let sent = server.nodes.connector.send(endpoint, request).await;
     let mut response = sent.map_err(|error| {
-        let Endpoint { tls, host, port } = endpoint;
+        let Endpoint { tls, host, port, .. } = endpoint;
         let scheme = if *tls { "https" } else { "http" };
         tracing::debug!(%host, port, %error, "no answer");
         ApiError::internal(format!("{method} \"{scheme}://{host}:{port}{path_and_query}\": {error}"))
@@ -113,7 +113,7 @@ fn endpoint(server: &Server, node_name: &str) -> Result<Endpoint, ApiError> {
         .ok_or_else(|| ApiError::unavailable(format!("no preferred addresses found; known addresses: []: node {node_name:?}")))?;
     let port = status.daemon_endpoints.and_then(|endpoints| endpoints.kubelet_endpoint).map(|kubelet| kubelet.port);
     let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0).unwrap_or(KUBELET_PORT);
-    Ok(Endpoint { tls: true, host: address.address.clone(), port })
+    Ok(Endpoint { tls: true, host: address.address.clone(), port, via: Some(node_name.into()) })
 }
 
 fn strip_hop(headers: &mut HeaderMap) {

@@ -32,6 +32,7 @@ pub(crate) fn server() -> Arc<Server> {
             cluster_domain: "cluster.local".to_owned(),
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
             service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_dns: "10.43.0.10".parse().unwrap(),
             advertise: "192.0.2.1:6443".parse().unwrap(),
             anonymous: true,
         },

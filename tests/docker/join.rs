@@ -35,9 +35,7 @@ impl<'a> Node<'a> {
             token,
         ]);
         command.arg(format!("--data-dir={}", folder.join("second").display())).arg(format!("--node-name={}", self.name));
-        command
-            .arg(format!("--kubelet-port={}", self.port))
-            .args(self.cluster.flags().iter().filter(|flag| flag.starts_with("--cluster-cidr")));
+        command.arg(format!("--kubelet-port={}", self.port));
         self.child = Some(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
     }
 

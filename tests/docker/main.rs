@@ -3,7 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
+mod dns;
 mod engine;
+mod figures;
 mod healing;
+mod images;
 mod join;
 mod quickstart;
+mod services;

@@ -1,5 +1,8 @@
 """Creates, watches, reads, executes in, patches and deletes a pod and a Deployment with the official Python client."""
 
+import json
+
+import websocket
 from kubernetes import client, config, watch
 from kubernetes.client.rest import ApiException
 from kubernetes.stream import stream
@@ -29,6 +32,33 @@ else:
     raise SystemExit("the pod did not become ready")
 assert core.read_namespaced_pod_log("py", "default") == "hello\n"
 assert stream(core.connect_get_namespaced_pod_exec, "py", "default", command=["echo", "inside"], stdout=True, stderr=True) == "inside\n"
+
+
+def over_websocket(path, protocols=None):
+    at = client.Configuration.get_default_copy()
+    ssl = {"ca_certs": at.ssl_ca_cert, "certfile": at.cert_file, "keyfile": at.key_file}
+    return websocket.create_connection(at.host.replace("https", "wss") + path, sslopt=ssl, subprotocols=protocols, timeout=20)
+
+
+# As browsers read them: a watch is an event a message, a log comes as it is written.
+events = over_websocket("/api/v1/namespaces/default/pods?watch=1&fieldSelector=metadata.name%3Dpy")
+event = json.loads(events.recv())
+assert event["type"] == "ADDED" and event["object"]["metadata"]["name"] == "py", event
+core.patch_namespaced_pod("py", "default", {"metadata": {"labels": {"seen": "yes"}}})
+event = json.loads(events.recv())
+assert event["type"] == "MODIFIED" and event["object"]["metadata"]["labels"]["seen"] == "yes", event
+events.close()
+log = over_websocket("/api/v1/namespaces/default/pods/py/log?follow=true", ["binary.k8s.io"])
+assert log.recv() == b"hello\n"
+log.close()
+log = over_websocket("/api/v1/namespaces/default/pods/py/log", ["base64.binary.k8s.io"])
+assert log.recv() == "aGVsbG8K"
+log.close()
+try:
+    over_websocket("/api/v1/namespaces/default/pods/nobody/log")
+    raise SystemExit("the log of no pod was opened")
+except websocket.WebSocketBadStatusException as error:
+    assert error.status_code == 404, error
 
 core.patch_namespaced_pod("py", "default", {"metadata": {"annotations": {"note": "patched"}}})
 read = core.read_namespaced_pod("py", "default")

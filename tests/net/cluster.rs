@@ -65,6 +65,11 @@ impl NetCluster {
         format!("https://{}:6443", self.hosts.all[0].ip)
     }
 
+    /// The range of all pods.
+    pub fn cluster_cidr(&self) -> String {
+        format!("10.{}.0.0/16", 100 + self.hosts.slot.number)
+    }
+
     fn token(&self) -> String {
         fs::read_to_string(self.data(0).join("token")).unwrap().trim().to_owned()
     }
@@ -85,7 +90,7 @@ impl NetCluster {
             ],
         };
         flags.extend([
-            format!("--cluster-cidr=10.{}.0.0/16", 100 + number),
+            format!("--cluster-cidr={}", self.cluster_cidr()),
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),

@@ -159,6 +159,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// The first process of its namespaces, as the machine numbers it.
+    pub fn pid(&self) -> u32 {
+        self.namespaces.pid
+    }
+
     fn socket(&self) -> String {
         format!("unix://{}", self.folder.join("docker.sock").display())
     }

@@ -7,5 +7,7 @@ mod cluster;
 mod hosts;
 
 mod bringup;
+mod failure;
 mod overlay;
 mod policy;
+mod rules;

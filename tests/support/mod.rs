@@ -95,6 +95,11 @@ impl Cluster {
         self.folder.path().join("kubeconfig")
     }
 
+    /// Where the cluster's DNS answers.
+    pub fn cluster_dns(&self) -> String {
+        format!("10.{}.0.10", 160 + self.slot.number)
+    }
+
     /// The flags that this cluster's server runs with.
     pub fn flags(&self) -> Vec<String> {
         let number = self.slot.number;
@@ -213,6 +218,9 @@ impl Drop for Cluster {
         if !containers.is_empty() {
             docker(["rm", "-f"].into_iter().chain(containers.iter().map(String::as_str)));
         }
+        // The address stays while an agent is away, so that pods are refused at once; a test leaves nothing behind.
+        let address = format!("{}/32", self.cluster_dns());
+        let _removed = Command::new("ip").args(["address", "del", &address, "dev", "lo"]).stderr(Stdio::null()).status();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = self.folder.path().display().to_string();
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|mount| mount.starts_with(&ours)) {

@@ -105,11 +105,18 @@ impl NodeKeeper {
     }
 
     fn announce(&self, node: &Node, reason: &str, message: &str) {
-        // Upstream's events about a node carry its name as uid.
+        self.events.event(&self.about(node.metadata.uid.clone()), false, reason, message);
+    }
+
+    /// Records a warning about the node.
+    pub fn warn(&self, reason: &str, message: &str) {
+        self.events.event(&self.about(None), true, reason, message);
+    }
+
+    /// The node as events refer to it. Upstream's carry its name as uid where that is not known.
+    fn about(&self, uid: Option<String>) -> ObjectReference {
         let name = Some(self.config.node_name.clone());
-        let uid = node.metadata.uid.clone().or_else(|| name.clone());
-        let about = ObjectReference { kind: Some("Node".to_owned()), name, uid, ..ObjectReference::default() };
-        self.events.event(&about, false, reason, message);
+        ObjectReference { kind: Some("Node".to_owned()), uid: uid.or_else(|| name.clone()), name, ..ObjectReference::default() }
     }
 
     /// Registers the Node, or takes over the one that is there.

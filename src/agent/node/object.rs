@@ -78,7 +78,16 @@ pub fn status(input: StatusInput<'_>) -> NodeStatus {
     .collect();
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
-        addresses: Some(vec![address("InternalIP", config.node_ip.to_string()), address("Hostname", config.node_name.clone())]),
+        addresses: Some(
+            [
+                Some(address("InternalIP", config.node_ip.to_string())),
+                config.external_ip.map(|ip| address("ExternalIP", ip.to_string())),
+                Some(address("Hostname", config.node_name.clone())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        ),
         allocatable: Some(amounts.clone()),
         capacity: Some(amounts),
         conditions: Some(conditions(health, known, now)),

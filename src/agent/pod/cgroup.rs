@@ -7,15 +7,30 @@ use crate::cri::{CgroupDriver, Resources};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The directories of a pod's cgroup: one with cgroup v2, one a controller with v1.
-fn directories(class: QosClass, uid: &str, driver: CgroupDriver) -> Vec<PathBuf> {
+/// A pod's cgroup below the root of a hierarchy.
+fn relative(class: QosClass, uid: &str, driver: CgroupDriver) -> PathBuf {
     let parent = cgroup_parent(class, uid, driver);
-    let relative = match driver {
+    match driver {
         CgroupDriver::Cgroupfs => PathBuf::from(parent.trim_start_matches('/')),
         CgroupDriver::Systemd => systemd_path(&parent),
-    };
+    }
+}
+
+/// Whether the machine has the one hierarchy of cgroup v2.
+pub fn is_unified() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The directory of a pod's cgroup; `controller` says in which hierarchy of v1 ("" with v2).
+pub fn directory(class: QosClass, uid: &str, driver: CgroupDriver, controller: &str) -> PathBuf {
+    Path::new(ROOT).join(controller).join(relative(class, uid, driver))
+}
+
+/// The directories of a pod's cgroup: one with cgroup v2, one a controller with v1.
+fn directories(class: QosClass, uid: &str, driver: CgroupDriver) -> Vec<PathBuf> {
+    let relative = relative(class, uid, driver);
     let root = Path::new(ROOT);
-    if root.join("cgroup.controllers").exists() {
+    if is_unified() {
         return vec![root.join(relative)];
     }
     let Ok(controllers) = std::fs::read_dir(root) else { return Vec::new() };

@@ -17,7 +17,7 @@ use super::super::volume::Volumes;
 use super::fields::{Allocatable, FieldContext};
 use crate::client::Client;
 use crate::cri::{CgroupDriver, Runtime};
-use crate::network::{NetworkError, PodAddress};
+use crate::network::{NetworkError, NodeTraffic, PodAddress};
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
 
@@ -29,6 +29,10 @@ pub trait SandboxNetwork: Send + Sync + 'static {
     async fn attach(&self, pod: &Pod, sandbox_pid: u32) -> Result<PodAddress, NetworkError>;
     /// Takes the way down and the address back. A pod that is not attached is left as it is.
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
+    /// What went over the interfaces of pods and node.
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        Ok(NodeTraffic::default())
+    }
 }
 
 /// Where events about pods and the node go. Never blocks.

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-/// Most search domains in a `resolv.conf`.
+/// Most search domains in a `resolv.conf`, the longest of them, and the longest line of them.
 const MAX_SEARCH: usize = 32;
+const MAX_SEARCH_DOMAIN: usize = 253;
+const MAX_SEARCH_LINE: usize = 2_048;
 /// Most name servers in a `resolv.conf`.
 const MAX_NAMESERVERS: usize = 3;
 /// Most bytes of a termination message.
@@ -69,7 +71,12 @@ impl Resolver {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => resolver.nameservers.extend(words.next().map(str::to_owned)),
-                Some("search" | "domain") => resolver.search = words.map(str::to_owned).collect(),
+                // The same domain with and without the dot at its end counts once.
+                Some("search") => {
+                    resolver.search = words
+                        .map(|word| word.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(word).to_owned())
+                        .collect();
+                }
                 Some("options") => resolver.options.extend(words.map(str::to_owned)),
                 _ => {}
             }
@@ -92,9 +99,17 @@ impl Resolver {
     }
 }
 
-/// `/etc/resolv.conf` by the pod's DNS policy. While no cluster DNS is served, `ClusterFirst` means the host's resolvers.
-pub fn resolv_conf(pod: &Pod, host: &str, cluster_dns: Option<IpAddr>, domain: &str) -> String {
-    let Some(spec) = &pod.spec else { return host.to_owned() };
+/// The text of a `resolv.conf`, and what had to be left out of it, in the words of the event `DNSConfigForming`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ResolvConf {
+    pub text: String,
+    pub warnings: Vec<String>,
+}
+
+/// `/etc/resolv.conf` by the pod's DNS policy, as the kubelet's `dns.Configurer` makes it. While no cluster DNS is served,
+/// `ClusterFirst` means the host's resolvers.
+pub fn resolv_conf(pod: &Pod, host: &str, cluster_dns: Option<IpAddr>, domain: &str) -> ResolvConf {
+    let Some(spec) = &pod.spec else { return ResolvConf { text: host.to_owned(), warnings: Vec::new() } };
     let host = Resolver::parse(host);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let uses_cluster = policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && spec.host_network != Some(true);
@@ -104,9 +119,31 @@ pub fn resolv_conf(pod: &Pod, host: &str, cluster_dns: Option<IpAddr>, domain: &
         _ => host,
     };
     own_choices(spec, &mut resolver);
-    resolver.nameservers.truncate(MAX_NAMESERVERS);
-    resolver.search.truncate(MAX_SEARCH);
-    resolver.print()
+    let warnings = [fit_nameservers(&mut resolver.nameservers), fit_search(&mut resolver.search)];
+    ResolvConf { text: resolver.print(), warnings: warnings.into_iter().flatten().collect() }
+}
+
+fn fit_nameservers(servers: &mut Vec<String>) -> Option<String> {
+    if servers.len() <= MAX_NAMESERVERS {
+        return None;
+    }
+    servers.truncate(MAX_NAMESERVERS);
+    let line = servers.join(" ");
+    Some(format!("Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {line}"))
+}
+
+fn fit_search(search: &mut Vec<String>) -> Option<String> {
+    let before = search.len();
+    search.truncate(MAX_SEARCH);
+    search.retain(|domain| domain.len() <= MAX_SEARCH_DOMAIN);
+    while search.join(" ").len() > MAX_SEARCH_LINE {
+        search.pop();
+    }
+    if search.len() == before {
+        return None;
+    }
+    let line = search.join(" ");
+    Some(format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}"))
 }
 
 fn cluster_resolver(pod: &Pod, host: Resolver, dns: IpAddr, domain: &str) -> Resolver {
@@ -124,7 +161,11 @@ fn own_choices(spec: &PodSpec, resolver: &mut Resolver) {
     resolver.search = unique(std::mem::take(&mut resolver.search));
     for option in own.options.iter().flatten() {
         let Some(name) = &option.name else { continue };
-        let text = option.value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}:{value}"));
+        let text = option
+            .value
+            .as_ref()
+            .filter(|value| !value.is_empty())
+            .map_or_else(|| name.clone(), |value| format!("{name}:{value}"));
         resolver.options.retain(|known| known.split(':').next() != Some(name));
         resolver.options.push(text);
     }
@@ -211,7 +252,27 @@ mod tests {
         ];
         for (spec, dns, expected) in table {
             let got = resolv_conf(&pod(spec.clone()), host, dns, "cluster.local");
-            assert_eq!(Resolver::parse(&got), Resolver::parse(expected), "{spec}");
+            assert_eq!(got, ResolvConf { text: expected.to_owned(), warnings: Vec::new() }, "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_left_out_and_said() {
+        let long = "x".repeat(254);
+        let many: Vec<String> = (0..40).map(|number| format!("d{number}.example")).collect();
+        let wide: Vec<String> = (0..20).map(|number| format!("{number}{}", "y".repeat(150))).collect();
+        let table = [
+            (json!(["1.1.1.1", "2.2.2.2", "3.3.3.3"]), json!([]), 3, 3, "nameserver line is: 10.43.0.10 1.1.1.1 2.2.2.2"),
+            (json!([]), json!(many), 1, 32, "search line is: shop.svc.cluster.local svc."),
+            (json!([]), json!([long, "a"]), 1, 4, "search line is: shop.svc.cluster.local svc.cluster.local cluster.local a"),
+            (json!([]), json!(wide), 1, 3 + 13, "search line is: shop."),
+        ];
+        for (nameservers, searches, servers, domains, words) in table {
+            let spec = json!({"containers": [], "dnsConfig": {"nameservers": nameservers, "searches": searches}});
+            let got = resolv_conf(&pod(spec), "", Some([10, 43, 0, 10].into()), "cluster.local");
+            let resolver = Resolver::parse(&got.text);
+            assert_eq!((resolver.nameservers.len(), resolver.search.len()), (servers, domains), "{words}");
+            assert!(got.warnings.len() == 1 && got.warnings[0].contains(words), "{:?}", got.warnings);
         }
     }
 

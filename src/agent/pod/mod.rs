@@ -1,6 +1,7 @@
 //! Pods: one worker a pod decides with pure functions ([`actions`], [`status`]) and performs with the runtime ([`worker`]).
 
 pub mod actions;
+pub mod cgroup;
 pub mod context;
 pub mod env;
 pub mod fields;
@@ -11,12 +12,12 @@ pub mod spec;
 pub mod state;
 pub mod status;
 
-mod cgroup;
 mod dispatch;
 mod mailbox;
 mod mounts;
 mod perform;
 mod probing;
+mod recall;
 mod recover;
 pub mod sandbox;
 mod start;

@@ -108,10 +108,13 @@ async fn agent_files(
         mounts.push(bind(path, "/etc/hosts", false));
     }
     if !has(mounts, "/etc/resolv.conf") {
-        let host = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_else(|_| String::new());
-        let text = files::resolv_conf(pod, &host, context.cluster_dns, &context.cluster_domain);
+        let host = host_resolv_conf().await;
+        let made = files::resolv_conf(pod, &host, context.cluster_dns, &context.cluster_domain);
+        for warning in &made.warnings {
+            context.event(pod, None, true, "DNSConfigForming", warning);
+        }
         let path = pod_dir.join("resolv.conf");
-        write(&path, text.as_bytes(), 0o644).await?;
+        write(&path, made.text.as_bytes(), 0o644).await?;
         mounts.push(bind(path, "/etc/resolv.conf", false));
     }
     let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
@@ -122,6 +125,18 @@ async fn agent_files(
         mounts.push(bind(path, message_path, false));
     }
     Ok(())
+}
+
+/// The host's resolvers as pods can use them: where systemd's resolver listens on loopback, the servers behind it.
+async fn host_resolv_conf() -> String {
+    let read = async |path: &str| tokio::fs::read_to_string(path).await;
+    let is_loopback = |line: &str| line.strip_prefix("nameserver").is_some_and(|rest| rest.trim_start().starts_with("127."));
+    // A host without the file has no resolvers.
+    let host = read("/etc/resolv.conf").await.unwrap_or_else(|_| String::new());
+    if host.lines().any(is_loopback) {
+        return read("/run/systemd/resolve/resolv.conf").await.unwrap_or(host);
+    }
+    host
 }
 
 async fn exists(path: &Path) -> bool {

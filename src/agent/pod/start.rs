@@ -10,6 +10,7 @@ use super::actions::Start;
 use super::context::Context;
 use super::env::{self, References};
 use super::mounts;
+use super::recall::Recall;
 use super::sandbox::Progress;
 use super::spec::{self, ContainerInput};
 use super::state::Member;
@@ -82,9 +83,10 @@ async fn image(context: &Context, job: &StartJob) -> Result<Image, StartFailure>
 
 async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<RegistryAuth> {
     let (uid, namespace) = (pod.metadata.uid.as_deref().unwrap_or(""), pod.metadata.namespace.as_deref().unwrap_or(""));
+    let recall = Recall { context, uid, namespace };
     let mut auths = Vec::new();
     for secret in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
-        match context.sources.secret(uid, namespace, &secret.name).await {
+        match recall.secret(&secret.name).await {
             Ok(Some(found)) => auths.extend(credentials(&found)),
             Ok(None) => {
                 let message = format!(
@@ -116,8 +118,9 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
     let services = if job.pod.spec.is_some() {
         let namespace = job.pod.metadata.namespace.as_deref().unwrap_or("");
         let links = job.pod.spec.as_ref().is_none_or(|spec| spec.enable_service_links != Some(false));
-        let services = context.sources.services().await.map_err(|error| config(error.to_string()))?;
-        env::service_variables(&services, namespace, links)
+        let recall = Recall { context, uid: job.pod.metadata.uid.as_deref().unwrap_or(""), namespace };
+        let variables = recall.services(|services| env::service_variables(services, namespace, links)).await;
+        variables.map_err(|error| config(error.to_string()))?
     } else {
         Default::default()
     };
@@ -160,14 +163,15 @@ fn create_error(context: &Context, job: &StartJob, error: &RuntimeError) -> Star
 
 async fn references(context: &Context, job: &StartJob) -> Result<References, String> {
     let (uid, namespace) = (job.pod.metadata.uid.as_deref().unwrap_or(""), job.pod.metadata.namespace.as_deref().unwrap_or(""));
+    let recall = Recall { context, uid, namespace };
     let (config_maps, secrets) = env::referenced(&job.member.spec);
     let mut references = References::default();
     for name in config_maps {
-        let found = context.sources.config_map(uid, namespace, &name).await.map_err(|error| error.to_string())?;
+        let found = recall.config_map(&name).await.map_err(|error| error.to_string())?;
         references.config_maps.extend(found.map(|found| (name, found)));
     }
     for name in secrets {
-        let found = context.sources.secret(uid, namespace, &name).await.map_err(|error| error.to_string())?;
+        let found = recall.secret(&name).await.map_err(|error| error.to_string())?;
         references.secrets.extend(found.map(|found| (name, found)));
     }
     Ok(references)

@@ -20,11 +20,13 @@ use super::mailbox::Mailbox;
 use super::worker::Worker;
 use crate::agent::Pods;
 use crate::agent::image::Images;
+use crate::agent::image::registries::Registries;
 use crate::agent::probe::Prober;
 use crate::agent::sources::Sources;
 use crate::agent::volume::Volumes;
 use crate::api::patch::strategic;
 use crate::api::schema;
+use crate::client::informer::Informers;
 use crate::client::{Client, Transport};
 use crate::cri::fake::{Call, Fake};
 use crate::cri::{CgroupDriver, RuntimeEvent, State};
@@ -138,9 +140,15 @@ fn world(spec: Value) -> World {
         clock: Arc::clone(&clock) as _,
         events: Arc::clone(&events) as _,
         network,
-        sources: Arc::new(Sources::new(&tasks, client, Arc::new(|_| ()))),
+        sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client).of(), Arc::new(|_| ()))),
         volumes: Volumes::default(),
-        images: Images::new(Arc::clone(&runtime), Arc::clone(&clock) as _, Arc::clone(&events) as _),
+        images: Images::new(
+            Arc::clone(&runtime),
+            Arc::clone(&clock) as _,
+            Arc::clone(&events) as _,
+            Registries::default(),
+            Arc::default(),
+        ),
         prober: Prober::new(runtime, tasks.clone()).unwrap(),
         pods: Arc::new(Pods::default()),
         offer: NodeOffer {

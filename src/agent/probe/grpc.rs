@@ -10,7 +10,7 @@ const SERVING: u8 = 1;
 
 /// Asks the health service and judges its answer.
 pub(super) async fn check(connector: &Connector, host: &str, port: u16, service: &str) -> Result<(), String> {
-    let endpoint = Endpoint { tls: false, host: host.to_owned(), port };
+    let endpoint = Endpoint::new(false, host, port);
     let request = Request::post("/grpc.health.v1.Health/Check")
         .version(::http::Version::HTTP_2)
         .header(header::CONTENT_TYPE, "application/grpc")

@@ -11,7 +11,7 @@ use crate::http::empty;
 pub(super) async fn get(connector: &Connector, get: &HTTPGetAction, target: &Target<'_>, agent: &str) -> Result<(), String> {
     let named = get.host.clone().filter(|host| !host.is_empty());
     let tls = get.scheme.as_deref() == Some("HTTPS");
-    let endpoint = Endpoint { tls, host: target.host(named)?, port: port(&get.port, target.container)? };
+    let endpoint = Endpoint::new(tls, target.host(named)?, port(&get.port, target.container)?);
     let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let scheme = if tls { "https" } else { "http" };

@@ -1,7 +1,7 @@
 //! The kubelet's HTTPS server (:10250): logs, exec, attach, port-forward, the pods of the node, health and metrics. The API
 //! server is its client; paths and parameters are upstream's kubelet's.
 //!
-//! Only certificates that the cluster's client CA signed are believed, and of those only the API servers' and administrators'.
+//! Who may ask is decided in [`authorize`].
 
 use std::sync::Arc;
 
@@ -9,42 +9,48 @@ use ::http::{Method, Response, StatusCode, header};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::Agent;
 use super::pods::{LookupError, Pods};
+use super::stats::{NodeReading, Stats, exposition, summary};
 use crate::api::ApiError;
 use crate::api::status::{GroupResource, Reason};
 use crate::cri::Runtime;
 use crate::http::listener::Listener;
 use crate::http::streams::UpgradeError;
-use crate::http::{Handler, HttpRequest, HttpResponse, PeerCertificates, full};
-use crate::pki::Certificate;
+use crate::http::{Handler, HttpRequest, HttpResponse, full};
 use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, metrics};
 
+pub mod authorize;
 mod command;
 mod forward;
 mod logs;
 mod query;
 mod tail;
 
+use authorize::Access;
 use query::Query;
-
-/// The API servers' name in their certificates for kubelets.
-const API_SERVER: &str = "kube-apiserver-kubelet-client";
-/// Those who may do everything.
-const MASTERS: &str = "system:masters";
 
 /// Serves the pods of one node.
 pub struct KubeletServer {
     pods: Arc<Pods>,
+    stats: Arc<Stats>,
+    access: Arc<Access>,
     runtime: Arc<dyn Runtime>,
     clock: SharedClock,
     tasks: TaskGroup,
 }
 
 impl KubeletServer {
-    /// A server of these pods; streams run in `tasks`.
-    pub fn new(pods: Arc<Pods>, runtime: Arc<dyn Runtime>, clock: SharedClock, tasks: &TaskGroup) -> Arc<Self> {
-        Arc::new(Self { pods, runtime, clock, tasks: tasks.clone() })
+    /// A server of an agent's pods and figures; streams run in `tasks`.
+    pub fn new(
+        agent: &Agent,
+        access: Arc<Access>,
+        runtime: Arc<dyn Runtime>,
+        clock: SharedClock,
+        tasks: &TaskGroup,
+    ) -> Arc<Self> {
+        Arc::new(Self { pods: agent.pods(), stats: agent.stats(), access, runtime, clock, tasks: tasks.clone() })
     }
 
     /// Serves until the tasks are cancelled. The listener's TLS must know the client CA.
@@ -53,13 +59,15 @@ impl KubeletServer {
         listener.serve(self, tasks).await;
     }
 
-    async fn route(&self, mut request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    async fn route(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         if let ["healthz" | "livez", ..] = parts[..] {
             return Ok(text("ok"));
         }
-        authorize(&request)?;
+        let (asking, body) = request.into_parts();
+        self.access.check(&asking).await?;
+        let mut request = HttpRequest::from_parts(asking, body);
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match parts[..] {
@@ -75,8 +83,22 @@ impl KubeletServer {
             }
             ["pods"] | ["runningpods" | "pods", ""] if is_read => Ok(json_response(StatusCode::OK, &self.pod_list())),
             ["metrics"] if is_read => metrics::render().map(text).map_err(ApiError::internal),
+            ["metrics", "resource"] if is_read => self.counters(exposition::resource).await,
+            ["metrics", "cadvisor"] if is_read => self.counters(exposition::cadvisor).await,
+            ["stats", "summary"] if is_read => {
+                let reading = self.stats.read().await.map_err(ApiError::internal)?;
+                let mut response =
+                    json_response(StatusCode::OK, &summary::summary(&reading, query.is_on(&["only_cpu_and_memory"])));
+                let window = u64::try_from(reading.window.as_millis()).unwrap_or(u64::MAX);
+                response.headers_mut().insert("x-orch-window-ms", window.into());
+                Ok(response)
+            }
             _ => Err(ApiError::no_such_path()),
         }
+    }
+
+    async fn counters(&self, form: fn(&NodeReading) -> String) -> Result<HttpResponse, ApiError> {
+        self.stats.counters().await.map(|reading| text(form(&reading))).map_err(ApiError::internal)
     }
 
     fn pod_list(&self) -> Value {
@@ -95,19 +117,6 @@ impl Handler for KubeletServer {
             json_response(status, &error.to_value())
         })
     }
-}
-
-/// Whoever may reach a node may run commands in its containers, so this is for API servers and administrators alone.
-fn authorize(request: &HttpRequest) -> Result<(), ApiError> {
-    let peer = request.extensions().get::<PeerCertificates>().filter(|peer| peer.verified);
-    let leaf = peer.and_then(|peer| peer.chain.first()).ok_or_else(ApiError::unauthorized)?;
-    let leaf = Certificate::parse(leaf).map_err(|_| ApiError::unauthorized())?;
-    if leaf.common_name == API_SERVER || leaf.organizations.iter().any(|group| group == MASTERS) {
-        return Ok(());
-    }
-    let message =
-        format!("Forbidden (user={}, verb={}, resource=nodes)", leaf.common_name, request.method().as_str().to_lowercase());
-    Err(ApiError::new(403, Reason::Forbidden, message))
 }
 
 fn text(body: impl Into<bytes::Bytes>) -> HttpResponse {

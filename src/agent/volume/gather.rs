@@ -15,6 +15,7 @@ use super::atomic::{FileContent, Files};
 use super::{Volumes, is_local};
 use crate::agent::pod::context::Context;
 use crate::agent::pod::fields::{field_value, resource_value};
+use crate::agent::sources::FIRST_LOOK;
 use crate::client::ClientError;
 
 const DEFAULT_MODE: i32 = 0o644;
@@ -49,7 +50,9 @@ impl From<crate::agent::sources::SourceError> for GatherError {
 impl From<ClientError> for GatherError {
     fn from(error: ClientError) -> Self {
         let why = format!("failed to fetch token: {error}");
-        if error.api().is_some() { Self::Invalid(why) } else { Self::Unavailable(why) }
+        // A server that is starting, stopping or has no quorum answers, but not yet.
+        let refuses = error.api().is_some_and(|error| error.code < 500 && error.code != 429);
+        if refuses { Self::Invalid(why) } else { Self::Unavailable(why) }
     }
 }
 
@@ -111,7 +114,7 @@ impl Gatherer<'_> {
         optional: bool,
         mode: i32,
     ) -> Result<(), GatherError> {
-        let data = match self.context.sources.config_map(self.uid(), self.namespace(), name).await? {
+        let data = match self.context.sources.config_map(self.uid(), self.namespace(), name, FIRST_LOOK).await? {
             Some(found) => bytes_of(&found),
             None if optional => return Ok(()),
             None => return Err(invalid(format!("configmap \"{name}\" not found"))),
@@ -121,7 +124,7 @@ impl Gatherer<'_> {
 
     async fn secret(&mut self, name: &str, items: Option<&[KeyToPath]>, optional: bool, mode: i32) -> Result<(), GatherError> {
         self.out.on_tmpfs = true;
-        let data = match self.context.sources.secret(self.uid(), self.namespace(), name).await? {
+        let data = match self.context.sources.secret(self.uid(), self.namespace(), name, FIRST_LOOK).await? {
             Some(found) => found.data.clone().unwrap_or_default(),
             None if optional => return Ok(()),
             None => return Err(invalid(format!("secret \"{name}\" not found"))),

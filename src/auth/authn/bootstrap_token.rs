@@ -19,6 +19,15 @@ pub fn parse(token: &str) -> Option<(&str, &str)> {
     (id.len() == 6 && secret.len() == 16 && plain(id) && plain(secret)).then_some((id, secret))
 }
 
+/// Whether a token is the cluster's own after that was changed (`orch token rotate`); `None` if it never was.
+pub(super) fn is_cluster_token(token: &str, snapshot: &Snapshot) -> Option<bool> {
+    let key = format!("{}/kube-system/orch-token", core::secret::SECRET.bucket);
+    let secret = decode::<Secret>(&*snapshot.get(&key)?)?;
+    let kept = secret.data.unwrap_or_default().remove("token")?;
+    let kept = std::str::from_utf8(&kept.0).unwrap_or("");
+    Some(!kept.is_empty() && same_secret(kept, token))
+}
+
 /// The user of a bootstrap token; `None` if the text is none.
 pub(super) fn authenticate(token: &str, snapshot: &Snapshot, now: Timestamp) -> Result<Option<UserInfo>, Unauthenticated> {
     let Some((id, secret)) = parse(token) else { return Ok(None) };

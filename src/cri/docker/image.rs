@@ -1,14 +1,18 @@
 //! Images: look up, pull, load, remove.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
 use bollard::models::CreateImageInfo;
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
+    TagImageOptionsBuilder,
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use tokio::fs::File;
+use tokio_util::io::ReaderStream;
 
 use super::Engine;
 use crate::cri::{Image, PullProgress, RegistryAuth, RuntimeError};
@@ -16,6 +20,9 @@ use crate::rt::limits::RUNTIME_CALL;
 
 /// A pull may take as long as it needs, but not be silent for longer than this.
 const PULL_SILENCE: Duration = Duration::from_secs(180);
+
+/// Bytes of a tarball that are read at once.
+const READ_BYTES: usize = 256 << 10;
 
 impl Engine {
     pub(super) async fn find_image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
@@ -66,10 +73,19 @@ impl Engine {
         }
     }
 
-    pub(super) async fn load_tarball(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError> {
+    pub(super) async fn load_tarball(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError> {
+        let file = File::open(tarball).await;
+        let file = file.map_err(|error| RuntimeError::Failed(format!("{}: {error}", tarball.display())))?;
+        self.load_stream(ReaderStream::with_capacity(file, READ_BYTES)).await
+    }
+
+    pub(super) async fn load_stream(
+        &self,
+        tarball: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Vec<String>, RuntimeError> {
         let client = self.client()?;
         let options = ImportImageOptionsBuilder::new().quiet(true).build();
-        let mut news = std::pin::pin!(client.import_image(options, bollard::body_full(tarball), None));
+        let mut news = std::pin::pin!(client.import_image(options, bollard::body_try_stream(tarball), None));
         let mut loaded = Vec::new();
         loop {
             let next = async { news.next().await.transpose() };
@@ -77,6 +93,17 @@ impl Engine {
             let lines = news.stream.unwrap_or_default();
             loaded.extend(lines.lines().filter_map(loaded_image));
         }
+    }
+
+    pub(super) async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError> {
+        let client = self.client()?;
+        let (repository, tag) = name_and_tag(name);
+        // A digest is no name that can be given: what was pulled by it keeps it.
+        if tag.contains(':') {
+            return Ok(());
+        }
+        let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
+        self.within("tag image", RUNTIME_CALL, client.tag_image(reference, Some(options))).await
     }
 
     pub(super) async fn remove_image_by(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -5,13 +5,12 @@
 //! `events`, `exec` and `hijack` (the raw streams). Practices are dockershim's and cri-dockerd's: names make creation
 //! idempotent, labels find everything again, containers join their sandbox' namespaces.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{
@@ -172,8 +171,12 @@ impl Runtime for Docker {
         self.engine.pull_image(reference, auth, progress).await
     }
 
-    async fn load(&self, tarball: Bytes) -> Result<Vec<String>, RuntimeError> {
+    async fn load(&self, tarball: &Path) -> Result<Vec<String>, RuntimeError> {
         self.engine.load_tarball(tarball).await
+    }
+
+    async fn tag(&self, reference: &str, name: &str) -> Result<(), RuntimeError> {
+        self.engine.tag(reference, name).await
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

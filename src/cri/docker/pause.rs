@@ -119,7 +119,7 @@ impl Engine {
         let machine = MACHINES.iter().find(|machine| machine.name == arch);
         let machine = machine.ok_or_else(|| RuntimeError::Failed(format!("no pause program for {arch}")))?;
         let tarball = tarball(machine).map_err(|error| RuntimeError::Failed(format!("make the pause image: {error}")))?;
-        self.load_tarball(tarball).await?;
+        self.load_stream(futures_util::stream::iter([Ok(tarball)])).await?;
         tracing::info!(image = IMAGE, "loaded the pause image");
         Ok(())
     }

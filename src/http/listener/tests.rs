@@ -53,7 +53,7 @@ async fn start() -> Fixture {
     let echo = Arc::new(Echo(tasks.clone()));
     let (group, served) = (tasks.clone(), tasks.clone());
     tasks.spawn(async move { listener.serve(echo, served).await });
-    Fixture { tasks: group, pki, to: Endpoint { tls: true, host: "127.0.0.1".to_owned(), port } }
+    Fixture { tasks: group, pki, to: Endpoint::new(true, "127.0.0.1", port) }
 }
 
 impl Fixture {

@@ -32,6 +32,13 @@ pub struct Connection {
     zone: u16,
 }
 
+impl Connection {
+    /// A connection of the default zone.
+    pub const fn new(protocol: u8, original: Tuple, reply: Tuple) -> Self {
+        Self { protocol, original, reply, zone: 0 }
+    }
+}
+
 impl Nft {
     /// The tracked IPv4 connections that `wanted` picks.
     ///

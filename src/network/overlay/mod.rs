@@ -167,6 +167,7 @@ impl Overlay {
         self.changes.look_at(device);
         let seen = kernel::observe(&self.handle, &self.own, &interfaces, device).await?;
         let wanted = plan::wanted(&self.own, &ways, vxlan);
+        self.pods.set_nodes(plan::answering(&ways));
         let (actions, problems) = plan::plan(&self.own, &ways, &wanted, &seen);
         self.perform(device, &actions).await?;
         if vxlan.is_none() && present.is_some() {

@@ -169,6 +169,11 @@ pub(super) fn vxlan_mtu(peers: &[(Peer, Path)], present: Option<u32>) -> Option<
     needed.or(present.filter(|_| is_kept))
 }
 
+/// The nodes that pods reach with their own address: the way there is the way back.
+pub(super) fn answering(peers: &[(Peer, Path)]) -> Vec<Ipv4Addr> {
+    peers.iter().filter(|(_, path)| *path != Path::Local).map(|(peer, _)| peer.ip).collect()
+}
+
 /// What the kernel has to hold. `vxlan` is the index of the VXLAN device, when there is one.
 pub(super) fn wanted(own: &Own, peers: &[(Peer, Path)], vxlan: Option<u32>) -> State<Route> {
     let source = own.ip_is_local.then_some(own.ip);
@@ -273,9 +278,6 @@ fn problems(own: &Own, peers: &[(Peer, Path)], foreign: &[&SeenRoute]) -> Vec<Pr
     }
     problems
 }
-
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 mod tests;

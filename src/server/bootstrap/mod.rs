@@ -10,8 +10,9 @@ use super::Server;
 use crate::api::{ApiError, Kind, Object};
 use crate::auth::UserInfo;
 use crate::auth::authz::rules;
-use crate::registry::{Registry, WriteRequest};
+use crate::registry::{DeleteOptions, Registry, WriteRequest};
 
+pub mod identity;
 mod rbac;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -26,8 +27,7 @@ const ATTEMPTS: usize = 5;
 /// # Errors
 /// Those of the registry: try again.
 pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
-    let user = Arc::new(UserInfo::new("system:apiserver", &["system:masters", "system:authenticated"]));
-    let writer = Writer { registry: &server.registry, user };
+    let writer = writer(server);
     // The others stand in these, and a claim of the Service's address may need the range.
     let first = NAMESPACES.iter().map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     let range = server.config.service_cidr.trunc().to_string();
@@ -35,13 +35,20 @@ pub async fn run(server: &Arc<Server>) -> Result<(), ApiError> {
     futures_util::future::try_join(namespaces, server.registry.ensure_service_cidr(&range)).await?;
     let roles = rbac::objects().map_err(ApiError::internal)?;
     let rest = roles.into_iter().chain(priority_classes()).chain([authentication_config(server)]);
-    futures_util::future::try_join(
+    futures_util::future::try_join3(
         try_join_all(rest.map(|object| writer.ensure(object))),
         writer.ensure(kubernetes_service(server)),
+        writer.ensure_dns(server),
     )
     .await?;
-    futures_util::future::try_join(writer.set(endpoints(server), "subsets"), writer.set_slice(server)).await?;
-    Ok(())
+    writer.set(cluster_config(server), &["data"]).await?;
+    identity::register(server).await
+}
+
+/// Writes as the API server itself.
+fn writer(server: &Server) -> Writer<'_> {
+    let user = Arc::new(UserInfo::new("system:apiserver", &["system:masters", "system:authenticated"]));
+    Writer { registry: &server.registry, user }
 }
 
 struct Writer<'a> {
@@ -75,6 +82,20 @@ impl Writer<'_> {
         Err(ApiError::conflict(&kind.names().group_resource(), object.name(), "it changes all the time"))
     }
 
+    /// A cluster is of use without this Service, whose address somebody else's may have: DNS answers at the address nevertheless.
+    async fn ensure_dns(&self, server: &Server) -> Result<(), ApiError> {
+        if !server.config.service_cidr.contains(&server.config.cluster_dns) {
+            return Ok(());
+        }
+        match self.ensure(dns_service(server)).await {
+            Err(error) if error.code == 422 => {
+                tracing::warn!(%error, "the Service kube-system/kube-dns cannot be made");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     async fn create(&self, kind: &Arc<dyn Kind>, object: Object) -> Result<(), ApiError> {
         let request = WriteRequest::new(Arc::clone(kind), object.namespace(), object.name(), Arc::clone(&self.user));
         self.registry.create(&request, object).await.map(drop)
@@ -101,18 +122,17 @@ impl Writer<'_> {
         self.update(kind, present).await
     }
 
-    /// Creates the object, or gives the one that is there its value of `field`.
-    async fn set(&self, value: Value, field: &str) -> Result<(), ApiError> {
+    /// Creates the object, or gives the one that is there its values of `fields` and its labels and annotations.
+    async fn set(&self, value: Value, fields: &[&str]) -> Result<(), ApiError> {
         let Value::Object(map) = value else { return Ok(()) };
         let wanted = Object(map);
         let kind = self.kind(&wanted)?;
         for _ in 0..ATTEMPTS {
             let done = match self.registry.get_object(&*kind, wanted.namespace(), wanted.name()) {
-                Ok(present) if present.0.get(field) == wanted.0.get(field) => Ok(()),
-                Ok(mut present) => {
-                    present.0.insert(field.to_owned(), wanted.0.get(field).cloned().unwrap_or(Value::Null));
-                    self.update(&kind, present).await
-                }
+                Ok(present) => match restored(&present, &wanted, fields) {
+                    Some(object) => self.update(&kind, object).await,
+                    None => Ok(()),
+                },
                 Err(error) if error.is_not_found() => self.create(&kind, wanted.clone()).await,
                 Err(error) => Err(error),
             };
@@ -124,11 +144,29 @@ impl Writer<'_> {
         Err(ApiError::conflict(&kind.names().group_resource(), wanted.name(), "it changes all the time"))
     }
 
-    async fn set_slice(&self, server: &Server) -> Result<(), ApiError> {
-        let slice = endpoint_slice(server);
-        self.set(slice.clone(), "endpoints").await?;
-        self.set(slice, "ports").await
+    /// Deletes an object, if it is there.
+    async fn remove(&self, group: &str, plural: &str, (namespace, name): (&str, &str)) -> Result<(), ApiError> {
+        let Some(kind) = self.registry.kinds().find(group, "v1", plural) else { return Ok(()) };
+        let request = WriteRequest::new(kind, namespace, name, Arc::clone(&self.user));
+        match self.registry.delete(&request, &DeleteOptions::default()).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The present object with what is wanted of it; `None` if it has all.
+fn restored(present: &Object, wanted: &Object, fields: &[&str]) -> Option<Object> {
+    let mut object = present.clone();
+    for field in fields {
+        object.0.insert((*field).to_owned(), wanted.0.get(*field).cloned().unwrap_or(Value::Null));
+    }
+    for map in ["labels", "annotations"] {
+        for (key, value) in wanted.get(&["metadata", map]).and_then(Value::as_object).into_iter().flatten() {
+            object.set(&["metadata", map, key], value.clone());
+        }
+    }
+    (object != *present).then_some(object)
 }
 
 fn priority_classes() -> impl Iterator<Item = Value> {
@@ -152,6 +190,21 @@ fn authentication_config(server: &Server) -> Value {
     })
 }
 
+/// What a node that joins is told: the settings that are the same on every node, under the names of the flags.
+fn cluster_config(server: &Server) -> Value {
+    let config = &server.config;
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "orch-cluster", "namespace": "kube-system"},
+        "data": {
+            "cluster-cidr": config.cluster_cidr.to_string(),
+            "service-cidr": config.service_cidr.to_string(),
+            "cluster-dns": config.cluster_dns.to_string(),
+            "cluster-domain": config.cluster_domain,
+        },
+    })
+}
+
 fn kubernetes_service(server: &Server) -> Value {
     let address = server.config.kubernetes_service_ip().to_string();
     json!({
@@ -166,28 +219,24 @@ fn kubernetes_service(server: &Server) -> Value {
     })
 }
 
-fn endpoints(server: &Server) -> Value {
-    let advertise = server.config.advertise;
+/// The Service by which users know the cluster's DNS. The agents answer at its address themselves: it has no endpoints, and the label
+/// says that no Service proxy is to touch it.
+fn dns_service(server: &Server) -> Value {
+    let address = server.config.cluster_dns;
     json!({
-        "apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "KubeDNS",
+            "service.kubernetes.io/service-proxy-name": "orch-dns",
+        }},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ipFamilies": [if address.is_ipv4() { "IPv4" } else { "IPv6" }],
+            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+            ],
         },
-        "subsets": [{
-            "addresses": [{"ip": advertise.ip().to_string()}],
-            "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
-        }],
-    })
-}
-
-fn endpoint_slice(server: &Server) -> Value {
-    let advertise = server.config.advertise;
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": if advertise.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [advertise.ip().to_string()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
     })
 }

@@ -5,25 +5,46 @@ use std::sync::Arc;
 use ::http::header;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::ApiError;
 use crate::auth::authn::Credentials;
-use crate::auth::{CertificateUser, UserInfo};
+use crate::auth::{CertificateUser, UserInfo, identity};
 use crate::http::{HttpRequest, PeerCertificates};
-use crate::server::Server;
+use crate::server::{Server, identities};
 
 /// WebSocket clients in browsers cannot set headers: they send the token as a subprotocol.
 const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
+/// Carries the password of a machine that joins.
+const NODE_PASSWORD: &str = "orch-node-password";
+
+/// Who asks, and what ends their watches before their time: the end of a node's identity.
+pub(super) struct Caller {
+    pub(super) user: Arc<UserInfo>,
+    pub(super) end: Option<CancellationToken>,
+}
+
 /// Who sent the request. Takes the credentials out of it, so that nothing behind sees or passes them on.
-pub(super) fn authenticate(server: &Server, request: &mut HttpRequest) -> Result<Arc<UserInfo>, ApiError> {
+pub(super) async fn authenticate(server: &Server, request: &mut HttpRequest) -> Result<Caller, ApiError> {
     // Only the loopback puts a user there: nothing that comes over a connection can.
     if let Some(user) = request.extensions().get::<Arc<UserInfo>>() {
-        return Ok(Arc::clone(user));
+        return Ok(Caller { user: Arc::clone(user), end: None });
     }
     if let Some(user) = request.extensions().get::<UserInfo>() {
-        return Ok(Arc::new(user.clone().authenticated()));
+        return Ok(Caller { user: Arc::new(user.clone().authenticated()), end: None });
     }
+    let password = request.headers_mut().remove(NODE_PASSWORD);
+    let mut user = connected(server, request)?;
+    if let Some(password) = password.as_ref().and_then(|value| value.to_str().ok()) {
+        identity::with_password(Arc::make_mut(&mut user), password);
+    }
+    let end = identities::check(server, &user).await?;
+    Ok(Caller { user, end })
+}
+
+/// Who is at the other end of the connection.
+fn connected(server: &Server, request: &mut HttpRequest) -> Result<Arc<UserInfo>, ApiError> {
     let bearer = request.headers_mut().remove(header::AUTHORIZATION);
     let bearer = bearer.as_ref().and_then(|value| bearer_of(value.to_str().ok()?)).map(str::to_owned);
     let bearer = bearer.or_else(|| websocket_token(request));

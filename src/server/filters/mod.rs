@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::request_info::parse_query;
-use super::{RequestContext, RequestInfo, Server, handlers, nonresource, respond};
+use super::{RequestContext, RequestInfo, Server, handlers, identities, nonresource, respond, tunnel};
 use crate::api::ApiError;
 use crate::http::{HttpRequest, HttpResponse};
 use crate::rt::{clock, limits, random};
@@ -40,7 +40,7 @@ pub(super) async fn run(server: &Arc<Server>, request: HttpRequest) -> HttpRespo
     let answered = AssertUnwindSafe(timed(server, info, query, request)).catch_unwind().instrument(span.clone()).await;
     let mut response = match answered {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => respond::error(&error),
+        Ok(Err(error)) => failed(&error),
         Err(_panic) => {
             span.in_scope(|| tracing::error!("a handler panicked"));
             respond::error(&ApiError::internal("this request caused apiserver to panic. Look in the logs for details"))
@@ -51,6 +51,14 @@ pub(super) async fn run(server: &Arc<Server>, request: HttpRequest) -> HttpRespo
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     labels.observe(response.status(), started.elapsed());
     span.in_scope(|| tracing::debug!(code = response.status().as_u16(), elapsed = ?started.elapsed(), "answered"));
+    response
+}
+
+fn failed(error: &ApiError) -> HttpResponse {
+    let mut response = respond::error(error);
+    if error.details.causes.iter().any(|cause| cause.reason == identities::REMOVED) {
+        response.headers_mut().insert(identities::REMOVED_HEADER, HeaderValue::from_static("true"));
+    }
     response
 }
 
@@ -80,16 +88,22 @@ async fn filtered(
     query: Vec<(String, String)>,
     mut request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let user = authn::authenticate(server, &mut request)?;
-    let user = impersonation::impersonate(server, user, &mut request)?;
+    let caller = authn::authenticate(server, &mut request).await?;
+    let user = impersonation::impersonate(server, caller.user, &mut request)?;
     tracing::Span::current().record("user", &user.name);
     let slot = server.inflight.enter(&info, &user)?;
     authz::authorize(server, &user, &info)?;
     let context = RequestContext { info, user, query };
     let response = if context.info.is_resource {
         handlers::dispatch(server, context, request).await?
+    } else if context.info.path == tunnel::PATH {
+        tunnel::serve(server, &context, request)?
     } else {
         nonresource::serve(server, &context, &request)?
     };
-    Ok(slot.until_sent(response))
+    let response = slot.until_sent(response);
+    Ok(match caller.end {
+        Some(end) => identities::until(response, end),
+        None => response,
+    })
 }

@@ -9,14 +9,17 @@ use super::{RequestContext, Server, negotiate, node};
 use crate::api::kind::Subresource;
 use crate::api::{ApiError, Kind};
 use crate::http::{HttpRequest, HttpResponse};
+use crate::kinds;
 
 pub mod auth;
 mod body;
+mod metrics;
 mod options;
 mod pods;
 mod proxy;
 mod render;
 mod resource;
+mod socket;
 mod table;
 mod watch;
 mod write;
@@ -31,6 +34,9 @@ mod tests;
 pub async fn dispatch(server: &Arc<Server>, context: RequestContext, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let (kind, subresource) = resource::target(&server.registry, &context)?;
     let verb = context.info.verb.as_str();
+    if let Some(framing) = socket::framing(request.headers(), verb, subresource) {
+        return socket::serve(server, context, request, framing).await;
+    }
     match (subresource, kind.names().plural) {
         (Some(one @ (Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward)), _) => {
             pods::connect(server, &context, &*kind, one, request).await
@@ -42,6 +48,7 @@ pub async fn dispatch(server: &Arc<Server>, context: RequestContext, request: Ht
             let pods = server.registry.kinds().find("", "v1", "pods").ok_or_else(ApiError::no_such_path)?;
             resource::serve(&server.registry, &context, pods, Some(Subresource::Binding), request).await
         }
+        (None, _) if kind.names().group == kinds::metrics::GROUP => metrics::serve(server, &context, kind, request).await,
         (None, _) if verb == "create" && matches!(kind.names().group, "authentication.k8s.io" | "authorization.k8s.io") => {
             create_virtual(server, &context, kind, request).await
         }

@@ -34,11 +34,12 @@ pub async fn serve(
     }
     let target = Target::parse(&info.name)?;
     let object = server.registry.get_object(kind, &info.namespace, target.name)?;
-    let (host, port) = match kind.names().plural {
+    let place = match kind.names().plural {
         "pods" => pod_address(&object, target.port)?,
         _ => service_address(server, &object, target.port)?,
     };
-    let endpoint = Endpoint { tls: target.tls, host, port };
+    let via = (!place.node.is_empty()).then(|| place.node.into());
+    let endpoint = Endpoint { tls: target.tls, host: place.host, port: place.port, via };
     node::forward(server, &endpoint, &format!("/{}{query}", info.rest), request).await
 }
 
@@ -60,7 +61,14 @@ impl<'a> Target<'a> {
     }
 }
 
-fn pod_address(pod: &Object, port: &str) -> Result<(String, u16), ApiError> {
+/// Where something answers: an address of the pod network, and the node that it is on.
+struct Place {
+    host: String,
+    port: u16,
+    node: String,
+}
+
+fn pod_address(pod: &Object, port: &str) -> Result<Place, ApiError> {
     let host = pod.str_at(&["status", "podIP"]).filter(|host| !host.is_empty());
     let host =
         host.ok_or_else(|| ApiError::new(503, Reason::ServiceUnavailable, format!("pod {} has no address", pod.name())))?;
@@ -74,10 +82,11 @@ fn pod_address(pod: &Object, port: &str) -> Result<(String, u16), ApiError> {
         port.parse().ok().or_else(|| ports.find(|one| one.get("name").and_then(Value::as_str) == Some(port)).and_then(number))
     };
     let found = found.ok_or_else(|| ApiError::bad_request(format!("no port {port:?} found for pod {}", pod.name())))?;
-    Ok((host.to_owned(), found))
+    let node = pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
+    Ok(Place { host: host.to_owned(), port: found, node })
 }
 
-fn service_address(server: &Server, service: &Object, port: &str) -> Result<(String, u16), ApiError> {
+fn service_address(server: &Server, service: &Object, port: &str) -> Result<Place, ApiError> {
     let unavailable = |why: String| ApiError::new(503, Reason::ServiceUnavailable, why);
     let ports: Vec<&Value> = service.get(&["spec", "ports"]).and_then(Value::as_array).into_iter().flatten().collect();
     let name = |one: &Value| one.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
@@ -102,12 +111,16 @@ fn service_address(server: &Server, service: &Object, port: &str) -> Result<(Str
     Err(unavailable(format!("no endpoints available for service {:?}", service.name())))
 }
 
-fn ready_endpoint(slice: &Object, port_name: &str) -> Option<(String, u16)> {
+fn ready_endpoint(slice: &Object, port_name: &str) -> Option<Place> {
     let ports = slice.get(&["ports"])?.as_array()?;
     let port = ports.iter().find(|port| port.get("name").and_then(Value::as_str).unwrap_or("") == port_name)?;
     let port = u16::try_from(port.get("port")?.as_u64()?).ok()?;
     let endpoints = slice.get(&["endpoints"])?.as_array()?;
     let is_ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false));
-    let address = endpoints.iter().filter(is_ready).find_map(|endpoint| endpoint.pointer("/addresses/0")?.as_str())?;
-    Some((address.to_owned(), port))
+    let place = |endpoint: &Value| {
+        let host = endpoint.pointer("/addresses/0")?.as_str()?.to_owned();
+        let node = endpoint.get("nodeName").and_then(Value::as_str).unwrap_or("").to_owned();
+        Some(Place { host, port, node })
+    };
+    endpoints.iter().filter(is_ready).find_map(place)
 }

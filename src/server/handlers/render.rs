@@ -72,7 +72,14 @@ impl Renderer {
         if self.is_verbatim() {
             return Ok(answer(status, Media::Json.as_str(), entry.bytes.clone(), warnings));
         }
-        let object = self.registry.decode(&*self.kind, entry)?;
+        self.object(self.registry.decode(&*self.kind, entry)?, status, warnings)
+    }
+
+    /// One object, in the form that was asked for.
+    ///
+    /// # Errors
+    /// 500 when it does not encode.
+    pub fn object(&self, object: Object, status: StatusCode, warnings: &[String]) -> Result<HttpResponse, ApiError> {
         let value = match self.accepted.form {
             Form::Whole => Value::Object(object.0),
             Form::Partial(version) => table::partial(version, &object),
@@ -102,9 +109,26 @@ impl Renderer {
         let metadata = list_metadata(&listing);
         match self.accepted.form {
             Form::Whole if self.is_verbatim() => Ok(self.verbatim_list(&metadata, listing)),
+            _ => {
+                let objects = listing.entries.iter().map(|entry| self.registry.decode(&*self.kind, entry));
+                self.objects(metadata, objects)
+            }
+        }
+    }
+
+    /// A list of objects, in the form that was asked for.
+    ///
+    /// # Errors
+    /// 500 when one does not decode.
+    pub fn objects(
+        &self,
+        metadata: Value,
+        objects: impl Iterator<Item = Result<Object, ApiError>>,
+    ) -> Result<HttpResponse, ApiError> {
+        match self.accepted.form {
             Form::Whole => {
-                let items = self.objects(&listing)?.map(|object| object.map(|object| Value::Object(object.0)));
-                let items: Vec<Value> = items.collect::<Result<_, _>>()?;
+                let items: Result<Vec<Value>, ApiError> = objects.map(|object| Ok(Value::Object(object?.0))).collect();
+                let items = items?;
                 let names = self.kind.names();
                 let list = json!({
                     "kind": format!("{}List", names.kind), "apiVersion": names.api_version(), "metadata": metadata, "items": items,
@@ -112,28 +136,21 @@ impl Renderer {
                 self.value(&list, StatusCode::OK, &[])
             }
             Form::Partial(version) => {
-                let items: Vec<Value> = self
-                    .objects(&listing)?
-                    .map(|object| Ok(table::partial(version, &object?)))
-                    .collect::<Result<_, ApiError>>()?;
+                let items: Result<Vec<Value>, ApiError> = objects.map(|object| Ok(table::partial(version, &object?))).collect();
+                let items = items?;
                 let list =
                     json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": metadata, "items": items});
                 self.value(&list, StatusCode::OK, &[])
             }
             Form::Table(version) => {
                 let now = self.registry.clock().now();
-                let rows: Vec<Value> = self
-                    .objects(&listing)?
-                    .map(|object| Ok(table::row(&*self.kind, version, object?, self.include, now)))
-                    .collect::<Result<_, ApiError>>()?;
+                let rows: Result<Vec<Value>, ApiError> =
+                    objects.map(|object| Ok(table::row(&*self.kind, version, object?, self.include, now))).collect();
+                let rows = rows?;
                 let whole = table::table(&*self.kind, version, metadata, rows, true);
                 self.value(&whole, StatusCode::OK, &[])
             }
         }
-    }
-
-    fn objects<'a>(&'a self, listing: &'a Listing) -> Result<impl Iterator<Item = Result<Object, ApiError>> + 'a, ApiError> {
-        Ok(listing.entries.iter().map(|entry| self.registry.decode(&*self.kind, entry)))
     }
 
     fn verbatim_list(&self, metadata: &Value, listing: Listing) -> HttpResponse {

@@ -96,7 +96,7 @@ pub fn v2(kinds: &Kinds, request: &HttpRequest) -> HttpResponse {
 /// The kinds of each group and version, by the path of its document: `api/v1`, `apis/apps/v1`.
 fn groups(kinds: &Kinds) -> BTreeMap<String, Vec<Arc<dyn Kind>>> {
     let mut groups: BTreeMap<String, Vec<Arc<dyn Kind>>> = BTreeMap::new();
-    for kind in kinds.iter() {
+    for kind in kinds.iter().filter(|kind| kind.schema().is_some()) {
         let names = kind.names();
         let path = if names.group.is_empty() {
             format!("api/{}", names.version)

@@ -79,7 +79,10 @@ fn default(service: &mut Service) {
     if str_of(&spec.type_) == "LoadBalancer" {
         value(&mut spec.allocate_load_balancer_node_ports, true);
     }
-    service.status.get_or_insert_default().load_balancer.get_or_insert_default();
+    let balancer = service.status.get_or_insert_default().load_balancer.get_or_insert_default();
+    for ingress in balancer.ingress.iter_mut().flatten().filter(|ingress| ingress.ip.is_some()) {
+        text(&mut ingress.ip_mode, "VIP");
+    }
 }
 
 fn port(port: &mut ServicePort) {
@@ -226,5 +229,53 @@ mod tests {
         SERVICE.prepare_update(&mut new, &old, None);
         let texts: Vec<String> = SERVICE.validate_update(&new, &old, None).iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"]);
+    }
+
+    #[test]
+    fn what_may_not_change() {
+        let balanced =
+            json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": [{"port": 80}]});
+        for (change, expected) in [
+            (
+                json!({"clusterIP": "None", "clusterIPs": ["None"], "type": "ClusterIP"}),
+                "spec.clusterIPs[0]: Invalid value: [\"None\"]: may not change once set",
+            ),
+            (json!({"loadBalancerClass": "a.b/c"}), "spec.loadBalancerClass: Invalid value: \"a.b/c\": may not change once set"),
+            (
+                json!({"externalIPs": ["127.0.0.1"]}),
+                "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ),
+            (
+                json!({"healthCheckNodePort": 30000}),
+                "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+            ),
+        ] {
+            let old = service(balanced.clone());
+            let mut new = old.clone();
+            for (field, value) in change.as_object().unwrap() {
+                new.set(&["spec", field], value.clone());
+            }
+            SERVICE.prepare_update(&mut new, &old, None);
+            let texts: Vec<String> = SERVICE.validate_update(&new, &old, None).iter().map(ToString::to_string).collect();
+            assert_eq!(texts, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_balancer_has_addresses_and_no_other_service_does() {
+        let mut old = service(
+            json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": [{"port": 80}]}),
+        );
+        old.set(&["status", "loadBalancer", "ingress"], json!([{"ip": "1.2.3.4"}]));
+        SERVICE.default(&mut old);
+        assert_eq!(old.get(&["status", "loadBalancer", "ingress"]).unwrap()[0]["ipMode"], json!("VIP"));
+        let mut new = old.clone();
+        new.set(&["spec", "type"], "ClusterIP");
+        SERVICE.prepare_update(&mut new, &old, None);
+        assert_eq!(new.get(&["status", "loadBalancer", "ingress"]), None);
+        assert_eq!(new.get(&["spec", "allocateLoadBalancerNodePorts"]), None);
+        let mut wrong = old.clone();
+        wrong.set(&["status", "loadBalancer", "ingress"], json!([{"ip": "1.2.3", "ipMode": "X"}]));
+        assert_eq!(SERVICE.validate_update(&wrong, &old, Some(Subresource::Status)).len(), 2);
     }
 }

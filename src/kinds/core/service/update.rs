@@ -35,6 +35,11 @@ pub fn prepare(service: &mut Service, old: &Service, subresource: Option<Subreso
     if subresource.is_some() {
         return;
     }
+    if service.spec.as_ref().is_some_and(|spec| str_of(&spec.type_) != "LoadBalancer")
+        && let Some(balancer) = service.status.as_mut().and_then(|status| status.load_balancer.as_mut())
+    {
+        balancer.ingress = None;
+    }
     let (Some(new), Some(old)) = (&mut service.spec, &old.spec) else { return };
     follow_one_address(new, old);
     drop_by_type(new, old);

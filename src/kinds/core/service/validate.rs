@@ -119,7 +119,9 @@ fn addresses(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
         errors.push(FieldError::invalid(path.child("clusterIPs"), json!(given), why));
     }
     for (index, address) in spec.external_ips.iter().flatten().enumerate() {
-        ip(errors, &path.child("externalIPs").index(index), address);
+        let path = path.child("externalIPs").index(index);
+        ip(errors, &path, address);
+        rule(errors, &path, address, special);
     }
     for (index, family) in spec.ip_families.iter().flatten().enumerate() {
         one_of(errors, &path.child("ipFamilies").index(index), family, &["IPv4", "IPv6"]);
@@ -135,9 +137,32 @@ fn addresses(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
     {
         errors.push(FieldError::forbidden(at, "may only be used when `type` is 'LoadBalancer'"));
     }
+    if spec.allocate_load_balancer_node_ports.is_some() && str_of(&spec.type_) != "LoadBalancer" {
+        let why = "may only be used when `type` is 'LoadBalancer'";
+        errors.push(FieldError::forbidden(path.child("allocateLoadBalancerNodePorts"), why));
+    }
+    if let Some(class) = spec.load_balancer_class.as_deref().filter(|_| is_balanced(spec)) {
+        rule(errors, &path.child("loadBalancerClass"), class, names::qualified_name);
+    }
     if spec.load_balancer_class.is_some() && str_of(&spec.type_) != "LoadBalancer" {
         errors.push(FieldError::forbidden(path.child("loadBalancerClass"), "may only be used when `type` is 'LoadBalancer'"));
     }
+}
+
+/// Why an address can be no Service's: upstream's `ValidateNonSpecialIP`.
+fn special(text: &str) -> Vec<String> {
+    let Ok(address) = text.parse::<std::net::IpAddr>() else { return Vec::new() };
+    let (link_local, local_group) = match address {
+        std::net::IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        std::net::IpAddr::V6(v6) => (v6.segments()[0] & 0xffc0 == 0xfe80, v6.segments()[0] & 0xff0f == 0xff02),
+    };
+    let reasons = [
+        (address.is_unspecified(), "may not be unspecified (0.0.0.0 or ::)"),
+        (address.is_loopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+        (link_local, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"),
+        (local_group, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
+    ];
+    reasons.into_iter().filter(|(applies, _)| *applies).map(|(_, why)| why.to_owned()).collect()
 }
 
 fn node_ports(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
@@ -164,6 +189,11 @@ fn traffic(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
         }
         _ => {}
     }
+    let port = spec.health_check_node_port.unwrap_or(0);
+    if port != 0 && !needs_health_check(spec) {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid(path.child("healthCheckNodePort"), port, why));
+    }
     if let Some(policy) = &spec.internal_traffic_policy {
         one_of(errors, &path.child("internalTrafficPolicy"), policy, &["Cluster", "Local"]);
     } else if matches!(str_of(&spec.type_), "ClusterIP" | "LoadBalancer" | "NodePort") {
@@ -175,18 +205,101 @@ fn traffic(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
     }
 }
 
-/// Checks a changed Service: an address does not change while the type has one.
+/// Checks a changed Service: its address, families and class do not change while the type has them.
 pub fn update(new: &Service, old: &Service, subresource: Option<Subresource>) -> Vec<FieldError> {
-    if subresource.is_some() {
-        return Vec::new();
+    if subresource == Some(Subresource::Status) {
+        return status(new);
     }
-    let mut errors = create(new);
-    let (Some(spec), Some(before)) = (&new.spec, &old.spec) else { return errors };
-    let kept = str_of(&before.type_) != "ExternalName" && str_of(&spec.type_) != "ExternalName";
-    let (address, old_address) = (str_of(&spec.cluster_ip), str_of(&before.cluster_ip));
-    if kept && !old_address.is_empty() && address != old_address {
-        let value = json!(spec.cluster_ips.clone().unwrap_or_default());
-        errors.push(FieldError::invalid(Path::new("spec").child("clusterIPs").index(0), value, "may not change once set"));
+    let mut errors = Vec::new();
+    if let (Some(spec), Some(before)) = (&new.spec, &old.spec) {
+        if has_address(before) && has_address(spec) {
+            changed_address(&mut errors, spec, before);
+            changed_families(&mut errors, spec, before);
+        }
+        let path = Path::new("spec");
+        if is_balanced(spec) && is_balanced(before) && spec.load_balancer_class != before.load_balancer_class {
+            let value = spec.load_balancer_class.clone();
+            errors.push(FieldError::invalid(path.child("loadBalancerClass"), json!(value), "may not change once set"));
+        }
+        let (port, old_port) = (spec.health_check_node_port.unwrap_or(0), before.health_check_node_port.unwrap_or(0));
+        if needs_health_check(spec) && needs_health_check(before) && port != old_port {
+            errors.push(FieldError::invalid(path.child("healthCheckNodePort"), port, "field is immutable"));
+        }
+    }
+    errors.extend(create(new));
+    errors
+}
+
+fn has_address(spec: &ServiceSpec) -> bool {
+    str_of(&spec.type_) != "ExternalName"
+}
+
+fn is_balanced(spec: &ServiceSpec) -> bool {
+    str_of(&spec.type_) == "LoadBalancer"
+}
+
+fn needs_health_check(spec: &ServiceSpec) -> bool {
+    is_balanced(spec) && str_of(&spec.external_traffic_policy) == "Local"
+}
+
+/// Upstream's `validateUpgradeDowngradeClusterIPs`.
+fn changed_address(errors: &mut Errors, spec: &ServiceSpec, before: &ServiceSpec) {
+    let (now, then) = (spec.cluster_ips.as_deref().unwrap_or_default(), before.cluster_ips.as_deref().unwrap_or_default());
+    if now == ["None"] && then == ["None"] {
+        return;
+    }
+    let path = Path::new("spec").child("clusterIPs");
+    let mut changed = |index: usize, why: &str| errors.push(FieldError::invalid(path.index(index), json!(now), why));
+    if !then.is_empty() && now.is_empty() {
+        return changed(0, "primary clusterIP can not be unset");
+    }
+    for (index, _) in now.iter().zip(then).enumerate().filter(|(_, (new, old))| new != old) {
+        changed(index, "may not change once set");
+    }
+}
+
+/// Upstream's `validateUpgradeDowngradeIPFamilies`.
+fn changed_families(errors: &mut Errors, spec: &ServiceSpec, before: &ServiceSpec) {
+    let is_headless = |spec: &ServiceSpec| str_of(&spec.cluster_ip) == "None";
+    if is_headless(spec) || is_headless(before) {
+        return;
+    }
+    let (now, then) = (spec.ip_families.as_deref().unwrap_or_default(), before.ip_families.as_deref().unwrap_or_default());
+    if now.iter().zip(then).any(|(new, old)| new != old) {
+        let path = Path::new("spec").child("ipFamilies").index(0);
+        errors.push(FieldError::invalid(path, json!(now), "may not change once set"));
+    }
+}
+
+/// Upstream's `ValidateLoadBalancerStatus`.
+fn status(service: &Service) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
+    let path = Path::new("status").child("loadBalancer").child("ingress");
+    if !ingress.is_empty() && !service.spec.as_ref().is_some_and(is_balanced) {
+        errors.push(FieldError::forbidden(path.clone(), "may only be used when `spec.type` is 'LoadBalancer'"));
+        return errors;
+    }
+    for (index, each) in ingress.iter().enumerate() {
+        let path = path.index(index);
+        if !str_of(&each.ip).is_empty() {
+            ip(&mut errors, &path.child("ip"), str_of(&each.ip));
+        }
+        match each.ip_mode.as_deref() {
+            Some(_) if str_of(&each.ip).is_empty() => {
+                errors.push(FieldError::forbidden(path.child("ipMode"), "may not be specified when `ip` is not set"));
+            }
+            Some(mode) => one_of(&mut errors, &path.child("ipMode"), mode, &["Proxy", "VIP"]),
+            None => {}
+        }
+        if let Some(name) = each.hostname.as_deref().filter(|name| !name.is_empty()) {
+            rule(&mut errors, &path.child("hostname"), name, names::dns1123_subdomain);
+            if name.parse::<std::net::IpAddr>().is_ok() {
+                let why = "must be a DNS name, not an IP address";
+                errors.push(FieldError::invalid(path.child("hostname"), name, why));
+            }
+        }
     }
     errors
 }

@@ -1,5 +1,8 @@
 //! Images of containers: looked up or pulled by their policy, with the pod's credentials, one pull of an image at a time, and
 //! with a back-off after a failure. The events and their words are those of the kubelet's `image_manager`.
+//!
+//! Where to pull from beside the registry itself is in [`registries`], what was pulled in [`ledger`]; [`collect`] removes what
+//! nobody uses, and [`preload`] loads what lies in a folder.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +16,17 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use self::ledger::Ledger;
+use self::registries::Registries;
 use super::pod::context::{EventSink, reference};
 use crate::cri::{Image, RegistryAuth, Runtime};
 use crate::rt::backoff::exponential;
 use crate::rt::clock::{SharedClock, instant};
+
+pub mod collect;
+pub mod ledger;
+pub mod preload;
+pub mod registries;
 
 const BACKOFF_BASE: Duration = Duration::from_secs(10);
 const BACKOFF_CAP: Duration = Duration::from_secs(300);
@@ -44,6 +54,8 @@ pub struct Images {
     runtime: Arc<dyn Runtime>,
     clock: SharedClock,
     events: Arc<dyn EventSink>,
+    registries: Registries,
+    ledger: Arc<Ledger>,
     pulls: Semaphore,
     /// One lock an image: a second pull of it waits for the first and then finds it.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -52,9 +64,15 @@ pub struct Images {
 
 impl Images {
     /// An image manager over a runtime.
-    pub fn new(runtime: Arc<dyn Runtime>, clock: SharedClock, events: Arc<dyn EventSink>) -> Self {
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        clock: SharedClock,
+        events: Arc<dyn EventSink>,
+        registries: Registries,
+        ledger: Arc<Ledger>,
+    ) -> Self {
         let (turns, failed) = (Mutex::default(), Mutex::default());
-        Self { runtime, clock, events, pulls: Semaphore::new(PARALLEL_PULLS), turns, failed }
+        Self { runtime, clock, events, registries, ledger, pulls: Semaphore::new(PARALLEL_PULLS), turns, failed }
     }
 
     /// Makes sure that the image of a container is there.
@@ -142,23 +160,59 @@ impl Images {
         {
             return Ok((found, began_at.elapsed(), asked_at.elapsed()));
         }
-        let fitting: Vec<&RegistryAuth> = auths.iter().filter(|auth| fits(auth, image)).collect();
-        let mut result = Err("no credentials were tried".to_owned());
-        let mut tries: Vec<Option<&RegistryAuth>> = fitting.into_iter().map(Some).collect();
+        let was_there = self.look(image).await?.is_some();
+        let result = self.pull_from_any(image, auths).await;
+        self.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
+        result?;
+        if !was_there {
+            self.ledger.pulled(image, self.clock.now());
+        }
+        let found = self.look(image).await?.ok_or_else(|| format!("image \"{image}\" is not there after it was pulled"))?;
+        Ok((found, began_at.elapsed(), asked_at.elapsed()))
+    }
+}
+
+impl Images {
+    /// Pulls by the names of the mirrors and by the image's own; the words of the last failure are the image's own registry's.
+    async fn pull_from_any(&self, image: &str, auths: &[RegistryAuth]) -> Result<(), String> {
+        let mut result = Ok(());
+        for source in self.registries.sources(image) {
+            result = self.pull_from(&source, auths).await;
+            match &result {
+                Ok(()) if source == image => {}
+                Ok(()) => {
+                    let renamed = async {
+                        self.runtime.tag(&source, image).await?;
+                        self.runtime.remove_image(&source).await
+                    };
+                    result = renamed.await.map_err(|error| error.to_string());
+                }
+                Err(why) => tracing::debug!(image, source, why, "not pulled from here"),
+            }
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Pulls by one name, with each of the credentials that fit its registry.
+    async fn pull_from(&self, source: &str, auths: &[RegistryAuth]) -> Result<(), String> {
+        let own = self.registries.login(source);
+        let fitting = auths.iter().filter(|auth| fits(auth, source)).chain(&own);
+        let mut tries: Vec<Option<&RegistryAuth>> = fitting.map(Some).collect();
         if tries.is_empty() {
             tries.push(None);
         }
+        let mut result = Ok(());
         for auth in tries {
-            let pulled = self.runtime.pull(image, auth, &|line| tracing::trace!(image, line, "pull")).await;
+            let pulled = self.runtime.pull(source, auth, &|line| tracing::trace!(source, line, "pull")).await;
             result = pulled.map_err(|error| error.to_string());
             if result.is_ok() {
                 break;
             }
         }
-        self.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
-        result?;
-        let found = self.look(image).await?.ok_or_else(|| format!("image \"{image}\" is not there after it was pulled"))?;
-        Ok((found, began_at.elapsed(), asked_at.elapsed()))
+        result
     }
 }
 
@@ -212,11 +266,16 @@ pub fn credentials(secret: &Secret) -> Vec<RegistryAuth> {
 fn credential(server: &str, entry: &Value) -> RegistryAuth {
     let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
     let (mut username, mut password) = (text("username"), text("password"));
-    let decoded = STANDARD.decode(text("auth")).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    if let Some((user, pass)) = decoded.as_deref().and_then(|pair| pair.split_once(':')).filter(|_| username.is_empty()) {
-        (username, password) = (user.to_owned(), pass.to_owned());
+    if let Some((user, pass)) = decode_pair(&text("auth")).filter(|_| username.is_empty()) {
+        (username, password) = (user, pass);
     }
     RegistryAuth { username, password, server_address: server.to_owned(), identity_token: text("identitytoken") }
+}
+
+/// User and password of `user:password` in base64.
+fn decode_pair(text: &str) -> Option<(String, String)> {
+    let pair = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok())?;
+    pair.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
 }
 
 #[cfg(test)]
