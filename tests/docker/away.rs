@@ -15,7 +15,6 @@ struct Agent {
     server: u16,
     name: String,
     port: u16,
-    cidr: Vec<String>,
     child: Option<Child>,
 }
 
@@ -23,9 +22,8 @@ impl Agent {
     fn join(cluster: &Cluster, name: &str) -> Self {
         let folder = cluster.folder.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
-        let cidr = cluster.flags().iter().filter(|flag| flag.contains("-cidr=")).cloned().collect();
         let name = format!("{}-{name}", cluster.node);
-        let mut agent = Self { folder, server: cluster.port, name, port: free_port(), cidr, child: None };
+        let mut agent = Self { folder, server: cluster.port, name, port: free_port(), child: None };
         let token = std::fs::read_to_string(cluster.folder.path().join("data/token")).unwrap();
         agent.start(token.trim());
         agent
@@ -36,7 +34,7 @@ impl Agent {
         let mut command = Command::new(env!("CARGO_BIN_EXE_orch"));
         command.args(["agent", "--config=/dev/null", "--join", &format!("https://127.0.0.1:{}", self.server), "--token", token]);
         command.arg(format!("--data-dir={}", self.folder.join("data").display())).arg(format!("--node-name={}", self.name));
-        command.arg(format!("--kubelet-port={}", self.port)).args(&self.cidr);
+        command.arg(format!("--kubelet-port={}", self.port));
         self.child = Some(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
     }
 
