@@ -79,8 +79,12 @@ pub(super) fn keep<K: ApiObject>(tasks: &TaskGroup, path: PathBuf, informer: &Ar
     let mut changes = informer.subscribe();
     tasks.spawn(async move {
         let mut wait = GATHER;
-        while let Some(Some(_)) = token.run_until_cancelled(changes.next()).await {
-            let is_stopping = token.run_until_cancelled(tokio::time::sleep(wait)).await.is_none();
+        loop {
+            let is_stopping = match token.run_until_cancelled(changes.next()).await {
+                Some(Some(_)) => token.run_until_cancelled(tokio::time::sleep(wait)).await.is_none(),
+                None if changes.try_next().is_some() => true,
+                None | Some(None) => return,
+            };
             while changes.try_next().is_some() {}
             // Before the first list there is nothing but what came from the file.
             if informer.is_listed() {

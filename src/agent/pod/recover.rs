@@ -32,6 +32,12 @@ fn bare_id(status: &ContainerStatus) -> Option<&str> {
 impl Worker {
     /// After the first look at the runtime: back-offs, probe results and containers that the runtime has lost.
     pub(super) fn recover(&mut self) {
+        // The sandbox has outlived the agent, and the pod's wire with it. Until that is looked after the pod keeps its address:
+        // without one it would be no endpoint of its Services for a moment.
+        if self.records.pod_ip.is_none() && self.runtime.sandboxes.iter().any(Instance::is_running) {
+            let status = self.pod.status.as_ref();
+            self.records.pod_ip = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+        }
         let known: Vec<ContainerStatus> = statuses(&self.pod).cloned().collect();
         for status in &known {
             let instances = self.runtime.containers.get(&status.name);

@@ -416,6 +416,7 @@ fn masquerade(layout: &Layout) -> Vec<Rule> {
     let masquerade = || vec![Expr::Masquerade { choice: PortChoice::FullyRandom }];
     let back = || vec![Expr::Verdict(Verdict::Return)];
     let itself = vec![ip_saddr(Reg(0)), ip_daddr(Reg(1)), in_set(Map::Hairpin.name(), Reg(0), true)];
+    let out = vec![Expr::Meta { to: Reg(0), key: Meta::OifName }, is_not(Reg(0), interface("lo"))];
     let unmarked = {
         let mut rule = match_mark(MASQUERADE_MARK);
         if let Some(last) = rule.last_mut() {
@@ -425,9 +426,9 @@ fn masquerade(layout: &Layout) -> Vec<Rule> {
     };
     vec![
         Rule::of([itself, masquerade()]).comment("an endpoint that is its own client"),
+        Rule::of([match_saddr(LOOPBACK, true), out, masquerade()]).comment("this node, by localhost"),
         Rule::of([unmarked, back()]),
         Rule::of([set_mark(MASQUERADE_MARK, 0)]),
-        Rule::of([match_saddr(LOOPBACK, true), masquerade()]).comment("this node, by localhost"),
         Rule::of([match_daddr(layout.pod_cidr, true), back()]).comment("answers come through this node anyway"),
         Rule::of([match_local(FibAddress::Destination), back()]),
         Rule::of([masquerade()]),

@@ -469,6 +469,8 @@ fn host_ports_lead_to_their_pod() {
         assert_eq!(lab.client.ask_udp(&lab.client.udp(), "192.168.77.1:8000"), format!("a {CLIENT}"));
         assert!(lab.pod_a.ask("192.168.77.1:8000").starts_with("a "), "a pod's own host port");
         assert!(lab.node.ask("192.168.77.1:8000").starts_with("a "));
+        lab.node.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1")).unwrap();
+        assert!(lab.node.ask("127.0.0.1:8000").starts_with("a "), "localhost too");
         lab.kernel.desired.set_host_ports(&key, Vec::new());
         lab.sync().await;
         assert_eq!(lab.client.ask("192.168.77.1:8000"), "connection refused");
