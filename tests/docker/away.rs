@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Cluster, Kubectl, docker, free_port, run, wait_for};
+use crate::support::{Cluster, Kubectl, docker, free_port, run, uninstall, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -84,10 +84,7 @@ impl Drop for Agent {
             eprintln!("--- the end of the log of {} ---\n{}", self.name, self.log());
         }
         self.stop();
-        let containers = docker(["ps", "-aq", "--filter", &format!("label=io.orch.owner={}", self.owner())]);
-        if !containers.is_empty() {
-            docker(["rm", "-f"].into_iter().chain(containers.lines()));
-        }
+        uninstall(&self.folder.join("data"));
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Cluster, Kubectl, docker, free_port, run, wait_for};
+use crate::support::{Cluster, Kubectl, docker, free_port, run, uninstall, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -136,10 +136,7 @@ impl Drop for Agent {
             eprintln!("--- the agent's log ---\n{}", self.log());
         }
         self.stop();
-        let containers = docker(["ps", "-aq", "--filter", &format!("label=io.orch.owner={}", self.owner())]);
-        if !containers.is_empty() {
-            docker(["rm", "-f"].into_iter().chain(containers.lines()));
-        }
+        uninstall(&self.folder.join("node"));
     }
 }
 

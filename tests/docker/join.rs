@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::host::Host;
-use crate::support::{Cluster, Kubectl, docker, free_port, run, text, wait_for};
+use crate::support::{Cluster, Kubectl, free_port, run, text, uninstall, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const ORCH: &str = env!("CARGO_BIN_EXE_orch");
@@ -115,10 +115,7 @@ impl Drop for Node<'_> {
         if owner.is_empty() || self.host.is_some() {
             return;
         }
-        let containers = docker(["ps", "-aq", "--filter", &format!("label=io.orch.owner={}", owner.trim())]);
-        if !containers.is_empty() {
-            docker(["rm", "-f"].into_iter().chain(containers.lines()));
-        }
+        uninstall(&self.data());
     }
 }
 

@@ -88,7 +88,7 @@ async fn pods_reach_each_other_the_node_and_the_outside() {
     restart(&config, &first, &second, a, b, &client).await;
     network.cleanup().await.unwrap();
     assert!(!output("ip", &["-d", "link"]).contains(&config.node));
-    assert!(!output("iptables", &["-S", "DOCKER-USER"]).contains(&config.pod_cidr.to_string()));
+    assert!(!output("iptables", &["-S", "DOCKER-USER"]).contains(&config.cluster_cidr.to_string()));
     first.remove().await;
     second.remove().await;
     tasks.shutdown(Duration::from_secs(5)).await;
@@ -99,7 +99,7 @@ async fn restart(config: &NetworkConfig, first: &Pod, second: &Pod, a: Ipv4Addr,
     let tasks = TaskGroup::new();
     output("iptables", &["-F", "DOCKER-USER"]);
     let network = PodNetwork::start(config.clone(), &tasks).await.unwrap();
-    assert!(output("iptables", &["-S", "DOCKER-USER"]).contains(&config.pod_cidr.to_string()));
+    assert!(output("iptables", &["-S", "DOCKER-USER"]).contains(&config.cluster_cidr.to_string()));
     let gone = Pod::start().await;
     network.attach(&gone.uid, pid(&gone).await).await.unwrap();
     drop(network);

@@ -214,10 +214,7 @@ impl Drop for Cluster {
             eprintln!("--- the end of the server's log ---\n{}", self.log_tail());
         }
         self.stop();
-        let containers = self.containers();
-        if !containers.is_empty() {
-            docker(["rm", "-f"].into_iter().chain(containers.iter().map(String::as_str)));
-        }
+        uninstall(&self.data());
         // The address stays while an agent is away, so that pods are refused at once; a test leaves nothing behind.
         let address = format!("{}/32", self.cluster_dns());
         let _removed = Command::new("ip").args(["address", "del", &address, "dev", "lo"]).stderr(Stdio::null()).status();
@@ -232,6 +229,16 @@ impl Drop for Cluster {
                 let _detached = Command::new("losetup").arg("-d").arg(Path::new("/dev").join(device.file_name())).status();
             }
         }
+    }
+}
+
+/// Takes away what a node left on the machine: containers, interfaces, rules. What another test finds there would mislead it.
+pub fn uninstall(data_dir: &Path) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orch"));
+    command.args(["uninstall", "--yes", "--keep-data", "--write-kubeconfig=/dev/null"]).arg("--data-dir").arg(data_dir);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    if !output.status.success() {
+        eprintln!("orch uninstall: {}{}", text(&output.stdout), text(&output.stderr));
     }
 }
 
