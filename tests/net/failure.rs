@@ -92,7 +92,11 @@ fn a_node_that_is_away() {
     });
     wait_for("exactly four pods to be left, in the API and in the engines", MINUTE, || {
         let (api, engines) = (uids().len(), (1..=3).map(|host| running(&cluster, host).len()).sum::<usize>());
-        if (api, engines) == (4, 4) { Ok(()) } else { Err(format!("{api} in the API, {engines} run")) }
+        if (api, engines) == (4, 4) {
+            Ok(())
+        } else {
+            Err(format!("{api} in the API, {engines} run\n{}", kubectl.run(["get", "pods", "-o", "wide"])))
+        }
     });
     let taints = wait_for("the taints to go", MINUTE, || {
         let taints = kubectl.try_run(["get", "node", "h3", "-o", "jsonpath={.spec.taints[*].key}"])?;

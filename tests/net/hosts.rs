@@ -119,9 +119,8 @@ impl Process {
     }
 
     /// SIGKILL.
-    pub fn kill(mut self) {
-        signal(self.pid, Signal::SIGKILL);
-        let _reaped = self.nsenter.wait();
+    pub fn kill(self) {
+        drop(self);
     }
 
     /// SIGTERM, and waits for the end; it must come.
@@ -137,9 +136,21 @@ impl Process {
         signal(self.pid, Signal::SIGSTOP);
     }
 
-    /// SIGCONT.
+    /// SIGCONT. Nsenter stops when what it waits for does, and must go on too.
     pub fn resume(&self) {
         signal(self.pid, Signal::SIGCONT);
+        signal(self.nsenter.id(), Signal::SIGCONT);
+    }
+}
+
+impl Drop for Process {
+    /// A namespace of processes ends only when its last one was reaped, and this one is reaped by nsenter.
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            signal(self.pid, Signal::SIGKILL);
+            signal(self.nsenter.id(), Signal::SIGCONT);
+            let _reaped = self.nsenter.wait();
+        }
     }
 }
 
