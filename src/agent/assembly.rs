@@ -1,6 +1,6 @@
 //! Puts the agent together: node, network and pods are tasks of their own, and each waits for what it needs.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::image::preload;
 use super::node::{NodeKeeper, facts};
 use super::pod::context::{Context, EventSink, NetworkSlot, NodeOffer, SandboxNetwork};
 use super::pod::fields::Allocatable;
-use super::pod::sandbox::ADDRESS_FILE;
+use super::pod::sandbox::kept_address;
 use super::pod::statics::Folder;
 use super::pod::{Dispatcher, Mailboxes};
 use super::probe::Prober;
@@ -361,8 +361,7 @@ async fn existing_pods(runtime: &dyn Runtime, pods_dir: PathBuf) -> Result<Vec<E
         |all: &std::collections::BTreeMap<String, String>| all.get(labels::TYPE).is_some_and(|kind| kind == "podsandbox");
     for container in containers.iter().filter(|one| one.state == State::Running && is_sandbox(&one.labels)) {
         let Some(uid) = container.labels.get(labels::POD_UID) else { continue };
-        let address = tokio::fs::read_to_string(pods_dir.join(uid).join(ADDRESS_FILE)).await.ok();
-        let Some(ip) = address.and_then(|text| text.trim().parse::<Ipv4Addr>().ok()) else { continue };
+        let Some(IpAddr::V4(ip)) = kept_address(&pods_dir.join(uid)).await else { continue };
         if let Ok(detail) = runtime.inspect(&container.id).await
             && let Some(sandbox_pid) = detail.pid
         {

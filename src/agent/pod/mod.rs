@@ -36,4 +36,5 @@ mod samples;
 mod worker_tests;
 
 pub use dispatch::{Dispatcher, Mailboxes};
+pub use recover::statuses;
 pub use start::pull_secrets;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use super::actions::Desire;
 use super::mailbox::ProbeNews;
 use super::probing::{self, Probed};
+use super::sandbox::kept_address;
 use super::state::{Instance, ProbeState, Role, Unhealthy};
 use super::worker::Worker;
 use crate::cri::{ContainerDetail, State};
@@ -17,12 +18,14 @@ const UNKNOWN_EXIT_CODE: i32 = 137;
 pub(super) const LOST: &str = "The container could not be located when the pod was deleted.  The container used to be Running";
 
 /// The statuses of all containers of a pod.
-pub(super) fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.iter();
-    status.flat_map(|status| {
-        let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-        lists.into_iter().flat_map(|list| list.iter().flatten())
-    })
+pub fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(statuses_in)
+}
+
+/// The same, of a status that no pod has yet.
+pub(super) fn statuses_in(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flat_map(|list| list.iter().flatten())
 }
 
 fn bare_id(status: &ContainerStatus) -> Option<&str> {
@@ -30,13 +33,12 @@ fn bare_id(status: &ContainerStatus) -> Option<&str> {
 }
 
 impl Worker {
-    /// After the first look at the runtime: back-offs, probe results and containers that the runtime has lost.
-    pub(super) fn recover(&mut self) {
+    /// After the first look at the runtime: the address, back-offs, probe results and containers that the runtime has lost.
+    pub(super) async fn recover(&mut self) {
         // The sandbox has outlived the agent, and the pod's wire with it. Until that is looked after the pod keeps its address:
-        // without one it would be no endpoint of its Services for a moment.
+        // without one it would be no endpoint of its Services for a moment. What the API last said of it may be old.
         if self.records.pod_ip.is_none() && self.runtime.sandboxes.iter().any(Instance::is_running) {
-            let status = self.pod.status.as_ref();
-            self.records.pod_ip = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+            self.records.pod_ip = kept_address(&self.context.pod_dir(&self.pod)).await;
         }
         let known: Vec<ContainerStatus> = statuses(&self.pod).cloned().collect();
         for status in &known {

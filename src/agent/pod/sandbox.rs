@@ -2,6 +2,7 @@
 //! pod's containers are already being created; [`Progress`] tells them how far it is.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,12 @@ use super::{cgroup, files, resources, spec};
 use crate::cri::{ContainerDetail, labels};
 
 /// Holds a pod's address, in its directory.
-pub const ADDRESS_FILE: &str = "ip";
+const ADDRESS_FILE: &str = "ip";
+
+/// The address that a pod was given before the agent (re)started, by its directory.
+pub async fn kept_address(pod_dir: &Path) -> Option<IpAddr> {
+    tokio::fs::read_to_string(pod_dir.join(ADDRESS_FILE)).await.ok()?.trim().parse().ok()
+}
 
 /// Time for the API to say what a RuntimeClass is.
 const LOOK_UP: Duration = Duration::from_secs(30);

@@ -280,7 +280,7 @@ impl Worker {
     }
 
     /// Looks at all containers of the pod.
-    async fn refresh(&mut self) -> Result<(), RuntimeError> {
+    pub(super) async fn refresh(&mut self) -> Result<(), RuntimeError> {
         let mine = |labels: &BTreeMap<String, String>| labels.get(labels::POD_UID) == Some(&self.uid);
         let all = self.context.runtime.list().await?;
         let ids: BTreeSet<String> = all.into_iter().filter(|one| mine(&one.labels)).map(|one| one.id).collect();
@@ -289,7 +289,7 @@ impl Worker {
         let is_first = self.needs_refresh;
         self.needs_refresh = false;
         if is_first {
-            self.recover();
+            self.recover().await;
         }
         Ok(())
     }
@@ -483,9 +483,8 @@ impl Worker {
         if self.is_gone {
             return;
         }
-        let statuses = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
         let waiting = |name: &str| {
-            let status = statuses.iter().flat_map(|list| list.iter().flatten()).find(|status| status.name == name)?;
+            let status = super::recover::statuses_in(status).find(|status| status.name == name)?;
             status.state.as_ref()?.waiting.as_ref()?.reason.clone()
         };
         let instance = |instance: &super::state::Instance| ContainerInstance {

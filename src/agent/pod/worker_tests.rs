@@ -285,6 +285,18 @@ async fn a_crash_restarts_and_then_backs_off() {
 }
 
 #[tokio::test]
+async fn an_agent_that_comes_back_knows_the_pods_address_better_than_the_api() {
+    let world = world(one());
+    world.work();
+    world.until_ready().await;
+    let mut pod: Pod = serde_json::from_value(world.api.pod.lock().clone()).unwrap();
+    pod.status.as_mut().unwrap().pod_ip = Some("10.42.0.99".to_owned());
+    let mut worker = Worker::new(Arc::clone(&world.context), Arc::new(Mailbox::default()), Arc::new(pod));
+    worker.refresh().await.unwrap();
+    assert_eq!(worker.records.pod_ip, Some("10.42.0.2".parse().unwrap()));
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_back_restarts_nothing() {
     let world = world(one());
     world.work();

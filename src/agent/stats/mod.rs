@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Mutex, watch};
 
 use super::AgentConfig;
 use super::pod::context::NetworkSlot;
 use super::pod::resources::qos_class;
+use super::pod::statuses;
 use super::pods::Pods;
 use crate::cri::{RuntimeInfo, State};
 use crate::network::{NodeTraffic, Traffic};
@@ -131,7 +132,7 @@ impl Stats {
     /// The readings without rates: for those who compute their own from the counters.
     pub async fn counters(self: &Arc<Self>) -> Result<NodeReading, String> {
         let now = self.raw().await?;
-        Ok(self.compare(&now.clone(), &now).await)
+        Ok(self.compare(&now, &now).await)
     }
 
     async fn raw(self: &Arc<Self>) -> Result<Raw, String> {
@@ -178,7 +179,7 @@ impl Stats {
             for lookup in view.containers.values() {
                 let Some(instance) = &lookup.current else { continue };
                 let Some(usage) = now.containers.get(&instance.id) else { continue };
-                let status = status_of(&view.pod, &lookup.container);
+                let status = statuses(&view.pod).find(|status| status.name == lookup.container);
                 let started_at = status.and_then(|status| Some(status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0));
                 containers.push(ContainerReading {
                     name: lookup.container.clone(),
@@ -215,12 +216,6 @@ fn reading(at: Timestamp, usage: Usage, before: Option<&Usage>, before_at: Times
     let elapsed_ms = since.map_or(0, |since| at.duration_since(since).as_millis()).max(0);
     let nano_cores = u64::try_from(elapsed_ms).ok().and_then(|ms| used.checked_mul(1_000)?.checked_div(ms));
     Reading { at, usage, nano_cores: nano_cores.unwrap_or(0) }
-}
-
-fn status_of<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-    lists.into_iter().flatten().flatten().find(|status| status.name == container)
 }
 
 fn uptime() -> Duration {
