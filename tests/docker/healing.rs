@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::support::{Cluster, Kubectl, docker, wait_for};
+use crate::support::{Cluster, Kubectl, docker, sandbox_of, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -46,15 +46,7 @@ fn a_killed_sandbox_is_replaced() {
     let kubectl = cluster.kubectl("1.33");
     deploy(&kubectl, "web", 1);
     let uid = kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[0].metadata.uid}");
-    let sandbox = docker([
-        "ps",
-        "-q",
-        "--filter",
-        &format!("label=io.kubernetes.pod.uid={uid}"),
-        "--filter",
-        "label=io.kubernetes.docker.type=podsandbox",
-    ]);
-    docker(["kill", sandbox.trim()]);
+    docker(["kill", &sandbox_of(&uid)]);
     wait_for("the pod to serve again", MINUTE, || {
         let running = docker(["ps", "-q", "--filter", &format!("label=io.kubernetes.pod.uid={uid}")]);
         let ready = kubectl.jsonpath(

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Kubectl, docker, wait_for};
+use crate::support::{Cluster, Kubectl, docker, sandbox_of, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(90);
 /// Cases at one time.
@@ -641,15 +641,7 @@ fn what_is_done_by_hand_heals(world: &World<'_>) {
     let last = "{.status.containerStatuses[0].lastState.terminated.exitCode}";
     assert_eq!(world.get("p", last), "137");
     let uid = world.get("p", "{.metadata.uid}");
-    let sandbox = docker([
-        "ps",
-        "-q",
-        "--filter",
-        &format!("label=io.kubernetes.pod.uid={uid}"),
-        "--filter",
-        "label=io.kubernetes.docker.type=podsandbox",
-    ]);
-    docker(["kill", sandbox.trim()]);
+    docker(["kill", &sandbox_of(&uid)]);
     world.until_event("p", "SandboxChanged: Pod sandbox changed, it will be killed and re-created.");
     world.until("p", "{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}", "2 true");
     let running = docker(["ps", "-q", "--filter", &format!("label=io.kubernetes.pod.uid={uid}")]);

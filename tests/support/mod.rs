@@ -347,6 +347,12 @@ pub fn docker<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> String
     run("docker", arguments)
 }
 
+/// The id of a pod's running sandbox.
+pub fn sandbox_of(uid: &str) -> String {
+    let labels = [format!("label=io.kubernetes.pod.uid={uid}"), "label=io.kubernetes.docker.type=podsandbox".to_owned()];
+    docker(["ps", "-q"].into_iter().chain(labels.iter().flat_map(|label| ["--filter", label]))).trim().to_owned()
+}
+
 /// The body at a URL, by the real curl.
 ///
 /// # Errors
