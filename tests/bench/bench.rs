@@ -5,10 +5,17 @@
 
 mod api;
 mod client;
+#[path = "../net/cluster.rs"]
+mod cluster;
 mod dns;
+#[path = "../net/hosts.rs"]
+mod hosts;
+mod net;
 mod pods;
 mod proxy;
 mod server;
+#[path = "../support/mod.rs"]
+mod support;
 
 use server::Server;
 
@@ -23,6 +30,7 @@ const GROUPS: &[Group] = &[
     ("pods", pods::run),
     ("proxy", proxy::run),
     ("dns", dns::run),
+    ("net", net::run),
 ];
 
 pub struct Runtime(tokio::runtime::Runtime);
