@@ -4,6 +4,7 @@
 //! load generator runs on the same cores: so the server's CPU time and memory stand beside each figure.
 
 mod api;
+mod burst;
 mod client;
 #[path = "../net/cluster.rs"]
 mod cluster;
@@ -28,6 +29,7 @@ const GROUPS: &[Group] = &[
     ("idle", server::idle),
     ("api", api::run),
     ("pods", pods::run),
+    ("burst", burst::run),
     ("proxy", proxy::run),
     ("dns", dns::run),
     ("net", net::run),

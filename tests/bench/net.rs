@@ -9,8 +9,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use hyper::Method;
 use nix::sched::{CloneFlags, setns};
 
+use crate::client::Api;
 use crate::cluster::{NetCluster, NetPod};
 use crate::hosts::Host;
 use crate::{Runtime, figure, median};
@@ -99,8 +102,38 @@ impl Place {
     }
 }
 
-pub fn run(_: &Runtime) {
-    let cluster = NetCluster::start(&[0, 0, 1]);
+/// An agent on its own: from its start with a token to its node Ready, and what it takes.
+fn join(runtime: &Runtime, cluster: &mut NetCluster) {
+    const AGENT: usize = 3;
+    let api = Api::from_kubeconfig(&cluster.host(1).folder.join("kubeconfig")).expect("a kubeconfig");
+    let node = format!("/api/v1/nodes/{}", cluster.host(AGENT).name);
+    let join = |cluster: &mut NetCluster| {
+        cluster.leave(AGENT);
+        runtime.0.block_on(async {
+            let mut api = api.connect().await.expect("a connection");
+            let begin = Instant::now();
+            cluster.restart(AGENT);
+            loop {
+                let (_, body) = api.send(Method::GET, &node, Bytes::new()).await.expect("an answer");
+                if String::from_utf8_lossy(&body).contains("KubeletReady") {
+                    return begin.elapsed().as_secs_f64();
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+    };
+    let joined = (0..5).map(|_| join(cluster)).collect();
+    figure("orch agent --join to node Ready", median(joined), "s", Some(("limit", 2.0)));
+    thread::park_timeout(Duration::from_secs(5));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.orch(AGENT).pid())).expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    let kilobytes: f64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+    figure("idle memory, agent", kilobytes / 1024.0, "MB", Some(("limit", 20.0)));
+}
+
+pub fn run(runtime: &Runtime) {
+    let mut cluster = NetCluster::start(&[0, 0, 1]);
+    join(runtime, &mut cluster);
     let hosts: Vec<Place> = (1..=3).map(|number| Place::host(cluster.host(number))).collect();
     let pods: Vec<Place> =
         (1..=3).map(|number| Place::pod(&cluster, &cluster.shell_pod(&format!("p{number}"), number))).collect();
