@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::create::{attributes, put};
 use super::get::commit_error;
-use super::{Operation, Outcome, Registry, WriteRequest, alloc, encode, key, subresource};
+use super::{Operation, Outcome, Registry, WriteRequest, alloc, encode, key, managed, subresource};
 use crate::api::field::FieldError;
 use crate::api::{ApiError, Kind, Object, meta};
 use crate::store::{CommitError, Entry, Guard, Transaction, Write};
@@ -14,8 +14,12 @@ use crate::store::{CommitError, Entry, Guard, Transaction, Write};
 /// How a change is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// A client wrote the object: defaulting, admission, preparation and validation.
+    /// A client wrote the object: defaulting, admission, preparation and validation. The fields it changed are its own.
     Client,
+    /// The same, through the `scale` subresource.
+    Scale,
+    /// The same, and the object says already who owns which field.
+    Applied,
     /// The registry made the change itself (binding): nothing but the commit.
     System,
 }
@@ -44,8 +48,8 @@ impl Registry {
             let old = encode::decode(kind, &entry)?;
             let mut object = produce(&old, &mut warnings)?;
             check_identity(kind, &object, &old)?;
-            if trust == Trust::Client {
-                self.prepare_and_check(request, &mut object, &old, &mut warnings).await?;
+            if trust != Trust::System {
+                self.prepare_and_check(request, trust, &mut object, &old, &mut warnings).await?;
             }
             match self.replace(request, &entry, &old, object).await {
                 Ok((entry, deleted)) => return Ok(Outcome { entry, created: false, deleted, warnings }),
@@ -59,14 +63,18 @@ impl Registry {
     async fn prepare_and_check(
         &self,
         request: &WriteRequest,
+        trust: Trust,
         object: &mut Object,
         old: &Object,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
         let kind = &*request.kind;
+        let sent = object.remove(&managed::PATH);
         subresource::keep(kind, request.subresource, object, old);
+        object.remove(&managed::PATH);
         meta::fill_for_update(object, old);
         kind.default(object);
+        let owners = managed::owners(request, trust, sent, object, Some(old), self.clock.now());
         let attributes = attributes(request, Operation::Update, &request.name);
         self.admit.mutate(&attributes, object, Some(old), warnings).await?;
         kind.prepare_update(object, old, request.subresource);
@@ -77,6 +85,7 @@ impl Registry {
         errors.extend(kind.validate_update(object, old, request.subresource));
         invalid(kind, object.name(), &errors)?;
         warnings.extend(kind.warnings(object));
+        managed::put(object, owners, Some(old));
         self.admit.validate(&attributes, Some(object), Some(old), warnings).await
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::change::invalid;
+use super::change::{Trust, invalid};
 use super::get::commit_error;
-use super::{Attributes, Operation, Outcome, Registry, WriteRequest, alloc, encode, key};
+use super::{Attributes, Operation, Outcome, Registry, WriteRequest, alloc, encode, key, managed};
 use crate::api::status::GroupResource;
 use crate::api::{ApiError, Kind, Object, meta};
 use crate::rt::random;
@@ -26,7 +26,7 @@ impl Registry {
             object.set(&["metadata", "name"], request.name.as_str());
         }
         if !object.name().is_empty() || object.generate_name().is_empty() {
-            return self.create_named(request, object).await;
+            return self.create_named(request, object, Trust::Client).await;
         }
         // The name comes first of all, so that what derives from it (labels of a Job, say) is right.
         let mut attempt = 0;
@@ -35,7 +35,7 @@ impl Registry {
             let name = format!("{}{}", meta::generate_base(object.generate_name()), random::suffix(meta::SUFFIX_LENGTH));
             let mut named = object.clone();
             named.set(&["metadata", "name"], name.as_str());
-            match self.create_named(request, named).await {
+            match self.create_named(request, named, Trust::Client).await {
                 Err(error) if error.is_already_exists() && attempt < NAME_ATTEMPTS => {}
                 Err(error) if error.is_already_exists() => return Err(no_unique_name(&*request.kind, &name)),
                 outcome => return outcome,
@@ -43,10 +43,17 @@ impl Registry {
         }
     }
 
-    async fn create_named(&self, request: &WriteRequest, mut object: Object) -> Result<Outcome, ApiError> {
+    pub(super) async fn create_named(
+        &self,
+        request: &WriteRequest,
+        mut object: Object,
+        trust: Trust,
+    ) -> Result<Outcome, ApiError> {
         let (kind, mut warnings) = (&*request.kind, Vec::new());
+        let sent = object.remove(&managed::PATH);
         meta::fill_for_create(&mut object, kind, &request.namespace, random::uid(), self.clock.now());
         kind.default(&mut object);
+        let owners = managed::owners(request, trust, sent, &object, None, self.clock.now());
         let name = object.name().to_owned();
         let attributes = attributes(request, Operation::Create, &name);
         self.admit.mutate(&attributes, &mut object, None, &mut warnings).await?;
@@ -55,6 +62,7 @@ impl Registry {
         errors.extend(kind.validate(&object));
         invalid(kind, object.name(), &errors)?;
         warnings.extend(kind.warnings(&object));
+        managed::put(&mut object, owners, None);
         self.admit.validate(&attributes, Some(&object), None, &mut warnings).await?;
         let entry = self.insert(request, &mut object).await?;
         Ok(Outcome { entry, created: true, deleted: false, warnings })

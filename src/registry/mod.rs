@@ -20,6 +20,7 @@ use crate::rt::clock::SharedClock;
 use crate::store::{Entry, Store};
 
 mod alloc;
+mod apply;
 mod binding;
 mod change;
 mod create;
@@ -29,6 +30,7 @@ mod encode;
 mod eviction;
 mod get;
 mod list;
+mod managed;
 mod patch;
 mod scale;
 mod subresource;
@@ -36,6 +38,7 @@ mod update;
 mod watch;
 
 pub use alloc::PortRange;
+pub use apply::ApplyOptions;
 pub use delete::DeleteOptions;
 pub use deletion::{Preconditions, Propagation};
 pub use list::{ListOptions, Listing};
@@ -130,6 +133,8 @@ pub struct WriteRequest {
     /// Everything but the commit.
     pub dry_run: bool,
     pub field_validation: FieldValidation,
+    /// Who owns the fields that the write sets, where an object has owners; "" is `unknown`.
+    pub field_manager: String,
 }
 
 impl WriteRequest {
@@ -143,6 +148,7 @@ impl WriteRequest {
             subresource: None,
             dry_run: false,
             field_validation: FieldValidation::default(),
+            field_manager: String::new(),
         }
     }
 }

@@ -77,9 +77,13 @@ impl Patch {
 
 /// The type that a strategic merge goes by; kinds without one take the other forms only.
 fn patchable(kind: &dyn Kind) -> Result<&'static schema::Type, ApiError> {
-    kind.schema()
-        .and_then(schema::get)
-        .ok_or_else(|| ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"]))
+    kind.schema().and_then(schema::get).ok_or_else(|| {
+        ApiError::unsupported_media_type(&[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/apply-patch+yaml",
+        ])
+    })
 }
 
 /// Checks the patched object against its type: wrong types are refused, unknown fields dropped or refused.

@@ -5,12 +5,17 @@ use serde_json::{Value, json};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 
+use super::apply::check_config;
 use super::change::Trust;
 use super::patch::Patch;
-use super::{Outcome, PatchType, Registry, WriteRequest};
+use super::{ApplyOptions, Outcome, PatchType, Registry, WriteRequest, managed};
 use crate::api::field::{FieldError, Path};
+use crate::api::managed::{Entry, Managed, Rule, Set};
 use crate::api::selector::label::Selector;
 use crate::api::{ApiError, Kind, Object};
+
+const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
+const REPLICAS: &[&str] = &["spec", "replicas"];
 
 impl Registry {
     /// The Scale of a workload.
@@ -45,6 +50,40 @@ impl Registry {
         self.change_scale(request, |scale| patch.apply(&*request.kind, scale)).await
     }
 
+    /// Applies a Scale: as the request's field manager, the workload has these replicas.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply), and 404.
+    pub async fn apply_scale(
+        &self,
+        request: &WriteRequest,
+        config: &Object,
+        options: &ApplyOptions,
+    ) -> Result<(Object, Outcome), ApiError> {
+        let rule = Rule::of_object(Some(SCALE));
+        check_config(config, ("autoscaling", "v1", "Scale"), rule)?;
+        let mut plain = request.clone();
+        plain.subresource = None;
+        let outcome = self
+            .change(&plain, Trust::Applied, |old, _| {
+                let mut live = old.clone();
+                let stored = live.remove(&managed::PATH);
+                let owners = self.owners_before_apply(&plain, &live, stored.as_ref())?;
+                let reset = Set::of(&[&["status"]]);
+                let (scale, of_scale) =
+                    self.run_apply(request, config, &scale_of(&live)?, (rule, &reset), narrow(&owners), options.force)?;
+                let mut object = with_scale(&live, &scale)?;
+                let owners = widen(owners, of_scale);
+                if !owners.is_empty() {
+                    object.set(&managed::PATH, owners.to_value());
+                }
+                Ok(object)
+            })
+            .await?;
+        let scale = scale_of(&self.decode(&*request.kind, &outcome.entry)?)?;
+        Ok((scale, outcome))
+    }
+
     async fn change_scale(
         &self,
         request: &WriteRequest,
@@ -54,7 +93,7 @@ impl Registry {
         // To the workload it is a plain write of its spec.
         request.subresource = None;
         let outcome = self
-            .change(&request, Trust::Client, |old, _| {
+            .change(&request, Trust::Scale, |old, _| {
                 let scale = change(&scale_of(old)?)?;
                 with_scale(old, &scale)
             })
@@ -62,6 +101,30 @@ impl Registry {
         let scale = scale_of(&self.decode(&*request.kind, &outcome.entry)?)?;
         Ok((scale, outcome))
     }
+}
+
+/// The owners of a workload's replicas, as owners of its Scale (upstream's `ScaleHandler.ToSubresource`).
+fn narrow(owners: &Managed) -> Managed {
+    let replicas = Set::of(&[REPLICAS]);
+    let of_scale = owners.entries.iter().map(|entry| Entry { fields: entry.fields.intersection(&replicas), ..entry.clone() });
+    Managed { entries: of_scale.filter(|entry| !entry.fields.is_empty()).collect() }
+}
+
+/// The owners of a workload, those of its replicas being the owners of its Scale (upstream's `ScaleHandler.ToParent`).
+fn widen(owners: Managed, of_scale: Managed) -> Managed {
+    let replicas = Set::of(&[REPLICAS]);
+    let keep = |entry: Entry| Entry {
+        fields: if of_scale.get(&entry.manager).is_some() { entry.fields } else { entry.fields.difference(&replicas) },
+        ..entry
+    };
+    let mut out = Managed { entries: owners.entries.into_iter().map(keep).filter(|entry| !entry.fields.is_empty()).collect() };
+    for entry in of_scale.entries {
+        let fields = entry.fields.intersection(&replicas);
+        if out.get(&entry.manager).is_none() && !fields.is_empty() {
+            out.put(Entry { fields, ..entry });
+        }
+    }
+    out
 }
 
 /// The workload with the replicas of a Scale.

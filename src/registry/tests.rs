@@ -405,3 +405,127 @@ async fn services_get_addresses_and_ports_that_nobody_else_has() {
         bed.create("services", "default", service("four", json!({"clusterIP": "None", "ports": ports}))).await.unwrap();
     assert_eq!(headless.str_at(&["spec", "clusterIP"]), Some("None"));
 }
+
+impl Bed {
+    async fn apply(&self, plural: &str, manager: &str, config: Value, options: &ApplyOptions) -> Result<Object, ApiError> {
+        let config: Object = serde_json::from_value(config).unwrap();
+        let mut request = self.request(plural, "default", config.name());
+        request.field_manager = manager.to_owned();
+        let outcome = self.registry.apply(&request, &config, options).await?;
+        self.registry.decode(&*request.kind, &outcome.entry)
+    }
+}
+
+fn owners(object: &Object) -> Vec<String> {
+    let list = object.get(&managed::PATH).and_then(Value::as_array).into_iter().flatten();
+    list.map(|entry| {
+        let text = |key: &str| entry[key].as_str().unwrap_or("-").to_owned();
+        format!("{} {} {}", text("manager"), text("operation"), text("subresource"))
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn an_apply_creates_and_from_then_on_every_writer_is_kept() {
+    let bed = Bed::new().await;
+    let plain = ApplyOptions::default();
+    let config = |replicas: i64| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "creationTimestamp": null}, "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
+                "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "main", "image": "nginx:1.14"}]}}}, "status": {}})
+    };
+    let refused = ApplyOptions { create_refused: Some(ApiError::bad_request("no")), ..ApplyOptions::default() };
+    assert_eq!(bed.apply("deployments", "one", config(1), &refused).await.unwrap_err().message, "no");
+    let made = bed.apply("deployments", "one", config(1), &plain).await.unwrap();
+    assert_eq!((owners(&made), made.generation()), (vec!["one Apply -".to_owned()], 1));
+    // The same again writes nothing.
+    assert_eq!(bed.apply("deployments", "one", config(1), &plain).await.unwrap(), made);
+    // A status, a scale, an update.
+    let mut request = bed.request("deployments", "default", "web");
+    request.subresource = Some(Subresource::Status);
+    request.field_manager = "controller".to_owned();
+    let mut status = made.clone();
+    status.set(&["status", "replicas"], 1);
+    bed.registry.update(&request, status).await.unwrap();
+    request.subresource = Some(Subresource::Scale);
+    request.field_manager = "scaler".to_owned();
+    let mut scale = bed.registry.scale(&*request.kind, "default", "web").unwrap();
+    scale.set(&["spec", "replicas"], 3);
+    bed.registry.update_scale(&request, &scale).await.unwrap();
+    let said = bed.apply("deployments", "one", config(2), &plain).await.unwrap_err();
+    assert_eq!(
+        (said.code, said.message.as_str()),
+        (409, "Apply failed with 1 conflict: conflict with \"scaler\" with subresource \"scale\" using apps/v1: .spec.replicas")
+    );
+    assert_eq!(said.details.causes[0].reason, "FieldManagerConflict");
+    let forced = ApplyOptions { force: true, ..ApplyOptions::default() };
+    let taken = bed.apply("deployments", "one", config(2), &forced).await.unwrap();
+    assert_eq!(taken.get(&["spec", "replicas"]), Some(&json!(2)));
+    assert_eq!(owners(&taken), ["one Apply -", "controller Update status"]);
+    // Who clears the list ends it.
+    let mut cleared = taken.clone();
+    cleared.set(&managed::PATH, json!([{}]));
+    let cleared = bed.update("deployments", &cleared).await.unwrap();
+    assert_eq!(owners(&cleared), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_apply_to_a_scale_and_what_was_there_before() {
+    let bed = Bed::new().await;
+    let spec = json!({"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": {
+        "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "main", "image": "nginx:1.14"}]}}});
+    let made = bed.create("deployments", "default", json!({"metadata": {"name": "web"}, "spec": spec})).await.unwrap();
+    assert_eq!(owners(&made), [""; 0]);
+    let mut request = bed.request("deployments", "default", "web");
+    request.subresource = Some(Subresource::Scale);
+    request.field_manager = "scaler".to_owned();
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": {"replicas": 4}});
+    let scale: Object = serde_json::from_value(scale).unwrap();
+    let said = bed.registry.apply_scale(&request, &scale, &ApplyOptions::default()).await.unwrap_err();
+    assert_eq!(said.message, "Apply failed with 1 conflict: conflict with \"before-first-apply\" using apps/v1: .spec.replicas");
+    let forced = ApplyOptions { force: true, ..ApplyOptions::default() };
+    let (scale, _) = bed.registry.apply_scale(&request, &scale, &forced).await.unwrap();
+    assert_eq!(scale.get(&["spec", "replicas"]), Some(&json!(4)));
+    let entry = bed.registry.get(&*request.kind, "default", "web").unwrap();
+    let stored = bed.registry.decode(&*request.kind, &entry).unwrap();
+    assert_eq!(owners(&stored), ["scaler Apply scale", "before-first-apply Update -"]);
+}
+
+#[tokio::test]
+async fn applies_that_are_refused() {
+    let bed = Bed::new().await;
+    let plain = ApplyOptions::default();
+    bed.config_map("a", json!({})).await;
+    let map = |extra: Value| {
+        let mut config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        config
+    };
+    for (config, code, message) in [
+        (map(json!({"kind": "Secret"})), 400, "invalid object type: /v1, Kind=Secret"),
+        (map(json!({"metadata": {"name": "a", "managedFields": [{}]}})), 400, "metadata.managedFields must be nil"),
+        (
+            map(json!({"spec": 1})),
+            500,
+            "failed to create typed patch object (/a; /v1, Kind=ConfigMap): .spec: field not declared in schema",
+        ),
+        (
+            map(json!({"metadata": {"name": "a", "namespace": "other"}})),
+            400,
+            "the namespace of the object (other) does not match the namespace on the request (default)",
+        ),
+        (
+            map(json!({"metadata": {"name": "a", "resourceVersion": "1"}})),
+            409,
+            "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again",
+        ),
+        (
+            map(json!({"metadata": {"name": "b", "uid": "x"}})),
+            409,
+            "Operation cannot be fulfilled on configmaps \"b\": uid mismatch: the provided object specified uid x, and no existing object was found",
+        ),
+    ] {
+        let error = bed.apply("configmaps", "one", config, &plain).await.unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (code, message));
+    }
+}

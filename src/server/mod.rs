@@ -11,6 +11,7 @@ use ::http::Extensions;
 use async_trait::async_trait;
 use ipnet::IpNet;
 
+use crate::api::ApiError;
 use crate::auth::{Authenticator, AuthnConfig, Authorizer, CertificateUser, UserInfo, authn::StaticToken, tokens::TokenIssuer};
 use crate::http::tls::ClientTls;
 use crate::http::{Handler, HttpRequest, HttpResponse, PeerCertificates};
@@ -43,6 +44,8 @@ pub struct RequestContext {
     pub user: Arc<UserInfo>,
     /// Query parameters in the order given, decoded.
     pub query: Vec<(String, String)>,
+    /// Of a patch that would create the object where it is not there: why the user may not.
+    pub create_refused: Option<ApiError>,
 }
 
 impl RequestContext {

@@ -36,6 +36,15 @@ impl Media {
     }
 }
 
+/// The media type of server-side apply.
+pub const APPLY: &str = "application/apply-patch+yaml";
+
+/// Whether the body is a server-side apply.
+pub fn is_apply(headers: &HeaderMap) -> bool {
+    let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    text.split(';').next().is_some_and(|name| name.trim() == APPLY)
+}
+
 /// What an object is turned into before it is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {

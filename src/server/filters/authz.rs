@@ -3,7 +3,8 @@
 use crate::api::ApiError;
 use crate::api::status::{GroupResource, Reason};
 use crate::auth::{Attributes, Decision, UserInfo};
-use crate::server::{RequestInfo, Server};
+use crate::http::HttpRequest;
+use crate::server::{RequestInfo, Server, negotiate};
 
 /// The attributes that authorization decides by.
 pub fn attributes(info: &RequestInfo) -> Attributes {
@@ -31,6 +32,14 @@ pub(super) fn authorize(server: &Server, user: &UserInfo, info: &RequestInfo) ->
         Decision::Allow { .. } => Ok(()),
         Decision::NoOpinion { reason } => Err(forbidden(user, &wanted, &reason)),
     }
+}
+
+/// Why a server-side apply may not create the object; `None` for other requests too.
+pub(super) fn refuses_create(server: &Server, user: &UserInfo, info: &RequestInfo, request: &HttpRequest) -> Option<ApiError> {
+    if info.verb != "patch" || !negotiate::is_apply(request.headers()) {
+        return None;
+    }
+    authorize(server, user, &RequestInfo { verb: "create".to_owned(), ..info.clone() }).err()
 }
 
 /// The refusal, in the words of `responsewriters.Forbidden`.

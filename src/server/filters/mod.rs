@@ -93,7 +93,8 @@ async fn filtered(
     tracing::Span::current().record("user", &user.name);
     let slot = server.inflight.enter(&info, &user)?;
     authz::authorize(server, &user, &info)?;
-    let context = RequestContext { info, user, query };
+    let create_refused = authz::refuses_create(server, &user, &info, &request);
+    let context = RequestContext { info, user, query, create_refused };
     let response = if context.info.is_resource {
         handlers::dispatch(server, context, request).await?
     } else if context.info.path == tunnel::PATH {

@@ -99,6 +99,28 @@ fn parse(media: Media, bytes: &[u8], expected: Option<&Type>) -> Result<yaml::Pa
     }
 }
 
+/// The object in the body of a server-side apply: YAML, of which JSON is a part.
+///
+/// # Errors
+/// 400 when it is malformed, or has a key twice and the client wants that refused.
+pub fn applied(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, ApiError> {
+    let parsed = yaml::to_value(bytes).map_err(|why| ApiError::bad_request(format!("error decoding YAML: {why}")))?;
+    let Value::Object(map) = parsed.value else {
+        let found = type_name(&parsed.value);
+        let why = format!("json: cannot unmarshal {found} into Go value of type map[string]interface {{}}");
+        return Err(ApiError::bad_request(format!("error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}")));
+    };
+    let warnings = match validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Strict if !parsed.duplicates.is_empty() => {
+            let why = parsed.duplicates.join(", ");
+            return Err(ApiError::bad_request(format!("error strict decoding YAML: error converting YAML to JSON: {why}")));
+        }
+        FieldValidation::Strict | FieldValidation::Warn => parsed.duplicates,
+    };
+    Ok(Decoded { object: Object(map), warnings })
+}
+
 /// The object of `kind` in a request body, for a create or an update of what the URL names.
 ///
 /// # Errors

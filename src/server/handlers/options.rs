@@ -9,7 +9,7 @@ use crate::api::field::{FieldError, Path};
 use crate::api::prune::FieldValidation;
 use crate::api::selector::{field, label};
 use crate::api::{ApiError, Object, schema};
-use crate::registry::{DeleteOptions, ListOptions, Preconditions, Propagation, WatchOptions};
+use crate::registry::{ApplyOptions, DeleteOptions, ListOptions, Preconditions, Propagation, WatchOptions};
 
 /// Selectors, paging and revisions.
 ///
@@ -76,6 +76,58 @@ fn is_dry_run(values: &[&str], what: &str) -> Result<bool, ApiError> {
             Err(ApiError::invalid("meta.k8s.io", what, "", &[error]))
         }
     }
+}
+
+/// Longest name of a field manager.
+const FIELD_MANAGER_BYTES_MAX: usize = 128;
+
+/// Who writes: `fieldManager` or, where it is not said, the program's name in `User-Agent`.
+///
+/// # Errors
+/// 422 for a name that is too long or can't be printed; `what` is the name of the options.
+pub fn field_manager(context: &RequestContext, what: &str, headers: &::http::HeaderMap) -> Result<String, ApiError> {
+    let said = context.query("fieldManager").unwrap_or("");
+    let path = || Path::new("fieldManager");
+    let error = if said.len() > FIELD_MANAGER_BYTES_MAX {
+        Some(FieldError::too_long(path(), FIELD_MANAGER_BYTES_MAX))
+    } else if said.chars().any(char::is_control) {
+        Some(FieldError::invalid(path(), said, "should only contain printable characters"))
+    } else {
+        None
+    };
+    if let Some(error) = error {
+        return Err(ApiError::invalid("meta.k8s.io", what, "", &[error]));
+    }
+    if !said.is_empty() {
+        return Ok(said.to_owned());
+    }
+    let agent = headers.get(::http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let program = agent.split('/').next().unwrap_or("");
+    Ok(program.chars().filter(|letter| !letter.is_control()).take(FIELD_MANAGER_BYTES_MAX).collect())
+}
+
+/// The options of a server-side apply: its manager must say its name.
+///
+/// # Errors
+/// 422 when it does not.
+pub fn apply(context: &RequestContext) -> Result<ApplyOptions, ApiError> {
+    if context.query("fieldManager").unwrap_or("").is_empty() {
+        let error = FieldError::required(Path::new("fieldManager"), "is required for apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+    }
+    Ok(ApplyOptions { force: context.flag("force"), create_refused: context.create_refused.clone() })
+}
+
+/// Checks that a patch that is no apply does not ask for force.
+///
+/// # Errors
+/// 422 when it does.
+pub fn no_force(context: &RequestContext) -> Result<(), ApiError> {
+    if context.query("force").is_none() {
+        return Ok(());
+    }
+    let error = FieldError::forbidden(Path::new("force"), "may not be specified for non-apply patch");
+    Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
 }
 
 /// `fieldValidation`.

@@ -69,7 +69,7 @@ impl Api {
             _ => "delete",
         }
         .to_owned();
-        RequestContext { info, user: Arc::new(UserInfo::new("tester", &[])), query }
+        RequestContext { info, user: Arc::new(UserInfo::new("tester", &[])), query, create_refused: None }
     }
 
     async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> HttpResponse {

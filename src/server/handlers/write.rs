@@ -10,8 +10,7 @@ use super::render::Renderer;
 use super::{body, options};
 use crate::api::kind::Subresource;
 use crate::api::{ApiError, Kind, Object};
-use crate::http::HttpRequest;
-use crate::http::HttpResponse;
+use crate::http::{Body, HttpRequest, HttpResponse};
 use crate::registry::{Outcome, PatchType, Registry, WriteRequest};
 
 /// Kinds whose delete answers with the object that is gone; the others answer with a Status (upstream's `ReturnDeletedObject`).
@@ -38,8 +37,18 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn request(&self, dry_run: bool) -> Result<WriteRequest, ApiError> {
+    fn deletion(&self, dry_run: bool) -> Result<WriteRequest, ApiError> {
         let info = &self.context.info;
+        let (kind, user) = (Arc::clone(&self.renderer.kind), Arc::clone(&self.context.user));
+        let plain = WriteRequest::new(kind, &info.namespace, &info.name, user);
+        let field_validation = options::field_validation(self.context)?;
+        Ok(WriteRequest { subresource: self.subresource, dry_run, field_validation, ..plain })
+    }
+
+    fn request(&self, what: &str, headers: &HeaderMap) -> Result<WriteRequest, ApiError> {
+        let info = &self.context.info;
+        let dry_run = options::dry_run(self.context, what)?;
+        let field_manager = options::field_manager(self.context, what, headers)?;
         Ok(WriteRequest {
             kind: Arc::clone(&self.renderer.kind),
             namespace: info.namespace.clone(),
@@ -48,6 +57,7 @@ impl Call<'_> {
             subresource: self.subresource,
             dry_run,
             field_validation: options::field_validation(self.context)?,
+            field_manager,
         })
     }
 
@@ -56,7 +66,7 @@ impl Call<'_> {
     /// # Errors
     /// As the registry's create.
     pub async fn create(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-        let write = self.request(options::dry_run(self.context, "CreateOptions")?)?;
+        let write = self.request("CreateOptions", request.headers())?;
         if write.kind.names().is_namespaced() && write.namespace.is_empty() {
             return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
         }
@@ -72,7 +82,7 @@ impl Call<'_> {
     /// # Errors
     /// As the registry's update.
     pub async fn update(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-        let write = self.request(options::dry_run(self.context, "UpdateOptions")?)?;
+        let write = self.request("UpdateOptions", request.headers())?;
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
         if self.subresource == Some(Subresource::Scale) {
@@ -90,8 +100,12 @@ impl Call<'_> {
     /// # Errors
     /// As the registry's patch, and 415.
     pub async fn patch(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-        let write = self.request(options::dry_run(self.context, "PatchOptions")?)?;
+        let write = self.request("PatchOptions", request.headers())?;
         let (parts, stream) = request.into_parts();
+        if negotiate::is_apply(&parts.headers) {
+            return self.apply(write, stream).await;
+        }
+        options::no_force(self.context)?;
         let patch_type = patch_type(&parts.headers)?;
         let bytes = body::read(stream).await?;
         if self.subresource == Some(Subresource::Scale) {
@@ -102,6 +116,20 @@ impl Call<'_> {
         self.answer(&outcome, Vec::new())
     }
 
+    /// PATCH of an object or a subresource with what a manager wants it to be.
+    async fn apply(&self, write: WriteRequest, stream: Body) -> Result<HttpResponse, ApiError> {
+        let options = options::apply(self.context)?;
+        let bytes = body::read(stream).await?;
+        let decoded = body::applied(&bytes, write.field_validation)?;
+        if self.subresource == Some(Subresource::Scale) {
+            let (scale, outcome) = self.registry.apply_scale(&write, &decoded.object, &options).await?;
+            let warnings = [decoded.warnings, outcome.warnings].concat();
+            return self.renderer.value(&Value::Object(scale.0), StatusCode::OK, &warnings);
+        }
+        let outcome = self.registry.apply(&write, &decoded.object, &options).await?;
+        self.answer(&outcome, decoded.warnings)
+    }
+
     /// DELETE of an object.
     ///
     /// # Errors
@@ -110,7 +138,7 @@ impl Call<'_> {
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
         let delete = options::delete(self.context, &parts.headers, &bytes)?;
-        let write = self.request(delete.dry_run)?;
+        let write = self.deletion(delete.dry_run)?;
         let outcome = self.registry.delete(&write, &delete.options).await?;
         if outcome.deleted && !RETURN_DELETED.contains(&write.kind.names().plural) {
             let object = self.registry.decode(&*write.kind, &outcome.entry)?;
@@ -128,7 +156,7 @@ impl Call<'_> {
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
         let delete = options::delete(self.context, &parts.headers, &bytes)?;
-        let write = self.request(delete.dry_run)?;
+        let write = self.deletion(delete.dry_run)?;
         let list = options::list(self.context)?;
         let listing = self.registry.delete_collection(&write, &list, &delete.options).await?;
         self.renderer.list(listing)
@@ -139,7 +167,7 @@ impl Call<'_> {
     /// # Errors
     /// As the registry's bind.
     pub async fn bind(&self, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-        let mut write = self.request(options::dry_run(self.context, "CreateOptions")?)?;
+        let mut write = self.request("CreateOptions", request.headers())?;
         let (parts, stream) = request.into_parts();
         let bytes = body::read(stream).await?;
         let binding = body::decode(negotiate::content_type(&parts.headers)?, &bytes, None)?.object;
@@ -170,7 +198,7 @@ impl Call<'_> {
         }
         let wanted = eviction.get(&["deleteOptions"]).and_then(Value::as_object).cloned().unwrap_or_default();
         let delete = options::of_object(&Object(wanted))?;
-        let write = self.request(delete.dry_run || options::dry_run(self.context, "CreateOptions")?)?;
+        let write = self.deletion(delete.dry_run || options::dry_run(self.context, "CreateOptions")?)?;
         self.registry.evict(&write, &delete.options).await?;
         self.renderer.value(&created_status(), StatusCode::CREATED, &[])
     }
@@ -213,7 +241,7 @@ fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
     let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let name = text.split(';').next().unwrap_or("").trim();
     PatchType::ALL.iter().find(|(_, media)| *media == name).map(|(patch_type, _)| *patch_type).ok_or_else(|| {
-        let names: Vec<&str> = PatchType::ALL.iter().map(|(_, media)| *media).collect();
+        let names: Vec<&str> = PatchType::ALL.iter().map(|(_, media)| *media).chain([negotiate::APPLY]).collect();
         ApiError::unsupported_media_type(&names)
     })
 }
