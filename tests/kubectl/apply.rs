@@ -165,6 +165,15 @@ fn is_refused_in_upstreams_words(kubectl: &Kubectl) {
     let said = applied(kubectl, &[], map).unwrap_err();
     assert!(said.contains("the object has been modified; please apply your changes to the latest version"), "{said}");
     kubectl.run(["delete", "configmap", "a"]);
+    // An apply that would create needs more than the right to patch.
+    kubectl.run(["create", "role", "patcher", "--verb=get,patch", "--resource=configmaps"]);
+    kubectl.run(["create", "rolebinding", "patcher", "--role=patcher", "--user=bob"]);
+    let said = applied(kubectl, &["--as=bob", "--validate=false"], plain).unwrap_err();
+    let text =
+        "configmaps \"a\" is forbidden: User \"bob\" cannot create resource \"configmaps\" in API group \"\" in the namespace";
+    assert!(said.contains(text), "{said}");
+    applied(kubectl, &[], plain).unwrap();
+    applied(kubectl, &["--as=bob", "--validate=false"], plain).unwrap();
 }
 
 fn write_chart(folder: &Path) {

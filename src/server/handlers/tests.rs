@@ -232,3 +232,71 @@ async fn watches_stream_lines() {
     let event: Value = serde_json::from_slice(&table.frame().await.unwrap().unwrap().into_data().unwrap()).unwrap();
     assert_eq!((&event["object"]["kind"], &event["object"]["rows"][0]["cells"][0]), (&json!("Table"), &json!("b")));
 }
+
+#[tokio::test]
+async fn applies() {
+    const APPLY: &str = "application/apply-patch+yaml";
+    let api = Api::new().await;
+    let one = "/api/v1/namespaces/default/configmaps/a";
+    let send = async |query: &str, media: &str, agent: &str, body: &str| {
+        let headers = [("content-type", media), ("user-agent", agent)];
+        read(api.send("PATCH", &format!("{one}{query}"), &headers, body.as_bytes()).await).await
+    };
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: '1'}\n";
+    let merge = "application/merge-patch+json";
+    for (query, media, body, code, message) in [
+        (
+            "",
+            APPLY,
+            map,
+            422,
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ),
+        (
+            "?force=true",
+            merge,
+            "{}",
+            422,
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        ),
+        (
+            "?fieldManager=x",
+            "application/apply-patch+cbor",
+            map,
+            415,
+            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
+        ),
+        (
+            "?fieldManager=x",
+            APPLY,
+            "a",
+            400,
+            "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go value of type map[string]interface {}",
+        ),
+    ] {
+        let answer = send(query, media, "curl/8", body).await;
+        assert_eq!((answer.status, &answer.body["message"]), (code, &json!(message)));
+    }
+    let made = send("?fieldManager=x", APPLY, "curl/8", map).await;
+    assert_eq!((made.status, &made.body["metadata"]["managedFields"][0]["manager"]), (201, &json!("x")));
+    let same = send("?fieldManager=x", APPLY, "curl/8", map).await;
+    assert_eq!((same.status, &same.body), (200, &made.body));
+    // A key that stands twice.
+    let twice = format!("{map}data: {{x: '1'}}\n");
+    let strict = send("?fieldManager=x&fieldValidation=Strict", APPLY, "curl/8", &twice).await;
+    assert!(strict.status == 400 && strict.body["message"].as_str().unwrap().starts_with("error strict decoding YAML"));
+    let warned = send("?fieldManager=x", APPLY, "curl/8", &twice).await;
+    assert_eq!((warned.status, warned.warnings.len()), (200, 1));
+    // A program that does not say who it is is named by its agent; one that empties the list ends it.
+    let patched = send("", merge, "tool/1.0 (linux)", r#"{"data": {"y": "2"}}"#).await;
+    let entry = &patched.body["metadata"]["managedFields"][1];
+    assert_eq!((&entry["manager"], &entry["operation"]), (&json!("tool"), &json!("Update")));
+    assert_eq!((&entry["fieldsV1"], &entry["time"]), (&json!({"f:data": {"f:y": {}}}), &json!("2026-01-01T00:00:00Z")));
+    let cleared = send("", merge, "curl/8", r#"{"metadata": {"managedFields": []}}"#).await;
+    assert_eq!((cleared.status, &cleared.body["metadata"]["managedFields"]), (200, &Value::Null));
+    let again = send("?fieldManager=z", APPLY, "curl/8", &map.replace("'1'", "'3'")).await;
+    assert_eq!(
+        again.body["message"],
+        json!("Apply failed with 1 conflict: conflict with \"before-first-apply\" using v1: .data.x")
+    );
+}
