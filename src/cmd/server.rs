@@ -159,6 +159,7 @@ impl Parts<'_> {
         let chain = Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer));
         let admit = Arc::new(chain.with_toleration_seconds(tolerations));
         let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
+        let registry = registry.with_node_ports(self.settings.cluster.service_node_port_range);
         let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
         let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());
         let bootstrapper = UserInfo::new("system:bootstrap:server", &["system:bootstrappers", "system:bootstrappers:orch"]);

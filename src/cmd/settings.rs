@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use super::cpu::CpuFlags;
 use super::eviction::EvictionFlags;
 use crate::agent::bootstrap::ClusterFacts;
+use crate::registry::PortRange;
 
 /// Flags that server and agent share.
 #[derive(Debug, Clone, Args)]
@@ -103,6 +104,9 @@ pub struct ClusterSettings {
     /// Range of Service addresses
     #[arg(long, env = "ORCH_SERVICE_CIDR", default_value = "10.43.0.0/16", value_name = "CIDR")]
     pub service_cidr: Ipv4Net,
+    /// Ports of Services that every node opens (NodePort); outside of the range from which the kernel takes ports for connections
+    #[arg(long, env = "ORCH_SERVICE_NODE_PORT_RANGE", default_value_t = PortRange::NODE_PORTS, value_name = "FIRST-LAST")]
+    pub service_node_port_range: PortRange,
     /// Address of the cluster's DNS [default: the tenth of --service-cidr]
     #[arg(long, env = "ORCH_CLUSTER_DNS", value_name = "IP")]
     pub cluster_dns: Option<IpAddr>,
