@@ -60,7 +60,7 @@ impl Notifier {
             match crossing.event.readable().await {
                 Ok(mut guard) => {
                     // The count is of no interest; reading it makes room for the next event.
-                    crossing.event.get_ref().read(&mut [0; 8]).ok();
+                    crossing.event.get_ref().read_exact(&mut [0; 8]).ok();
                     guard.clear_ready();
                 }
                 Err(_) => std::future::pending().await,
