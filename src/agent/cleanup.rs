@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use nix::mount::{MntFlags, umount2};
 
 use crate::cri::Runtime;
-use crate::network::{NetworkConfig, PodNetwork};
+use crate::network::{NetworkConfig, PodNetwork, close_localhost};
 use crate::rt::TaskGroup;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -52,6 +52,8 @@ fn network(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
         let what = format!("interfaces, routes and rules of node {}", config.node);
         let network = PodNetwork::start(config, &remains.tasks).await.map_err(|error| error.to_string())?;
         network.cleanup().await.map_err(|error| error.to_string())?;
+        let closed = close_localhost(&remains.data_dir.join("network")).await;
+        closed.map_err(|error| format!("switch off the way out for localhost: {error}"))?;
         Ok(vec![what])
     }
     .boxed()

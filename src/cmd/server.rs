@@ -49,6 +49,9 @@ pub async fn run(settings: ServerSettings) -> Result<(), CmdError> {
     if !settings.disable_agent && !host::is_root() {
         return Err(CmdError::NotRoot);
     }
+    if !settings.disable_agent {
+        node::check(&settings.node)?;
+    }
     let tasks = TaskGroup::new();
     let outcome = start(&settings, &tasks).await;
     if let Err(error) = outcome {
@@ -156,6 +159,7 @@ impl Parts<'_> {
         let chain = Chain::new(Reader::new(Arc::clone(&store)), Arc::clone(&authorizer));
         let admit = Arc::new(chain.with_toleration_seconds(tolerations));
         let registry = Registry::new(store, Arc::new(Kinds::builtin()), admit, Arc::clone(&self.clock));
+        let registry = registry.with_node_ports(self.settings.cluster.service_node_port_range);
         let to_nodes = self.roots.client("kube-apiserver-kubelet-client", "", self.clock.now())?;
         let trust = Trust::Roots(self.roots.server_ca.certificate_pem().to_owned());
         let bootstrapper = UserInfo::new("system:bootstrap:server", &["system:bootstrappers", "system:bootstrappers:orch"]);

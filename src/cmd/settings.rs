@@ -7,7 +7,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use super::cpu::CpuFlags;
+use super::eviction::EvictionFlags;
 use crate::agent::bootstrap::ClusterFacts;
+use crate::registry::PortRange;
 
 /// Flags that server and agent share.
 #[derive(Debug, Clone, Args)]
@@ -73,9 +76,6 @@ pub struct NodeSettings {
     /// Resources that are kept for orch and Docker
     #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
     pub kube_reserved: String,
-    /// Margins of free memory and disk below which pods are evicted
-    #[arg(long, env = "ORCH_EVICTION_HARD", default_value = crate::agent::DEFAULT_EVICTION_HARD, value_name = "THRESHOLDS")]
-    pub eviction_hard: String,
     /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
     #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -94,6 +94,10 @@ pub struct NodeSettings {
     /// Percent of the engine's disk down to which they are removed
     #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
     pub image_gc_low_threshold: u64,
+    #[command(flatten)]
+    pub cpu: CpuFlags,
+    #[command(flatten)]
+    pub eviction: EvictionFlags,
 }
 
 /// Flags of the pod and service network; the same on all servers, which tell them to the nodes.
@@ -106,6 +110,9 @@ pub struct ClusterSettings {
     /// Range of Service addresses
     #[arg(long, env = "ORCH_SERVICE_CIDR", default_value = "10.43.0.0/16", value_name = "CIDR")]
     pub service_cidr: Ipv4Net,
+    /// Ports of Services that every node opens (NodePort); outside of the range from which the kernel takes ports for connections
+    #[arg(long, env = "ORCH_SERVICE_NODE_PORT_RANGE", default_value_t = PortRange::NODE_PORTS, value_name = "FIRST-LAST")]
+    pub service_node_port_range: PortRange,
     /// Address of the cluster's DNS [default: the tenth of --service-cidr]
     #[arg(long, env = "ORCH_CLUSTER_DNS", value_name = "IP")]
     pub cluster_dns: Option<IpAddr>,

@@ -18,6 +18,7 @@ use crate::rt::clock::SharedClock;
 
 mod address_repair;
 mod bootstrap_token;
+mod certificate_cleaner;
 mod certificates;
 mod cluster_role_aggregation;
 mod deployment;
@@ -55,6 +56,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
+    ("csrcleaner", certificate_cleaner::certificate_cleaner),
     ("deployment", deployment::deployment),
     ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),

@@ -105,7 +105,8 @@ impl Wire<'_> {
     }
 
     async fn configure_host(&self, host: &Handle, index: u32) -> Result<(), NetworkError> {
-        let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).alias(alias(self.node, self.pod_uid)).up().build();
+        let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).alias(alias(self.node, self.pod_uid));
+        let up = up.link_group(group(self.node)).up().build();
         host.link().change(up).execute().await.map_err(step("set the host's interface up"))?;
         let neighbour = host.neighbours().add(index, IpAddr::V4(self.ip)).link_layer_address(&pod_mac(self.pod_uid));
         neighbour.replace().execute().await.map_err(step("add the pod as a neighbour"))?;
@@ -180,6 +181,13 @@ pub(super) fn hex(text: &str) -> String {
 /// What tells a node's interfaces from those of another node on the same machine.
 fn alias(node: &str, pod_uid: &str) -> String {
     format!("{PREFIX}:{node}:{pod_uid}")
+}
+
+/// The group of the interfaces of a node's pods, by which rules know them (`ip link show group N`). 0 is everybody's.
+pub(super) fn group(node: &str) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&digest(&SHA256, node.as_bytes()).as_ref()[..4]);
+    u32::from_be_bytes(bytes) & 0x7fff_ffff | 0x4000_0000
 }
 
 /// A locally administered address, stable for the pod.

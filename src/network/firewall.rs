@@ -1,7 +1,7 @@
-//! The rules that pods need: pod traffic to the outside leaves with the node's address, and what Docker's FORWARD chain would
-//! drop is let through.
+//! The rules that pods need: pod traffic to the outside leaves with the node's address, a pod sends with its own address only, and
+//! what Docker's FORWARD chain would drop is let through.
 //!
-//! Masquerading lives in a table of the node's own (nftables) or in a chain of its own (iptables, where the kernel has no nf_tables).
+//! They live in a table of the node's own (nftables); where the kernel has no nf_tables, masquerading alone in a chain of iptables.
 //! The accepts must stand in `DOCKER-USER`: an accept in a table of one's own does not undo a drop in Docker's. Names carry a hash
 //! of the node's name, so several nodes share a machine. Everything here can be repeated, and is when somebody changes it ([`watch`]).
 
@@ -22,7 +22,7 @@ mod accepts;
 mod table;
 pub(super) mod watch;
 
-use table::MasqueradeTable;
+use table::PodTable;
 
 /// A rule command that takes longer is stuck.
 const COMMAND: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ pub(super) struct Firewall {
     name: String,
     pod_cidr: Ipv4Net,
     cluster_cidr: Ipv4Net,
-    table: MasqueradeTable,
+    table: PodTable,
     /// Nodes that know the way back to pods, once they are known: what pods send to them is not masqueraded.
     nodes: Mutex<Option<Vec<Ipv4Addr>>>,
     /// The iptables chain as it was last set.
@@ -47,7 +47,7 @@ pub(super) struct Firewall {
 impl Firewall {
     pub(super) fn new(node: &str, pod_cidr: Ipv4Net, cluster_cidr: Ipv4Net) -> Self {
         let (name, pod_cidr, cluster_cidr) = (format!("orch-{}", &hex(node)[..8]), pod_cidr.trunc(), cluster_cidr.trunc());
-        let table = MasqueradeTable::new(&name, pod_cidr, cluster_cidr);
+        let table = PodTable::new(&name, node, pod_cidr, cluster_cidr);
         Self { name, pod_cidr, cluster_cidr, table, nodes: Mutex::default(), chain: Mutex::default() }
     }
 
@@ -83,7 +83,14 @@ impl Firewall {
     /// As [`ensure`](Self::ensure).
     pub(super) async fn remove(&self) -> Result<(), NetworkError> {
         let removed = self.table.remove().await;
-        let Some(iptables) = find("iptables") else { return removed.and(self.remove_accepts().await) };
+        let Some(iptables) = find("iptables") else {
+            return match removed {
+                Ok(()) => self.remove_accepts().await,
+                // There neither is one nor a chain of iptables.
+                Err(error) if error.is_unsupported() => Ok(()),
+                Err(error) => Err(NetworkError::step("remove the table of the pod network", error)),
+            };
+        };
         for chain in FORWARD_CHAINS {
             for rule in self.accepts() {
                 // That the rule is not there is what was wanted.

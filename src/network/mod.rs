@@ -27,6 +27,7 @@ mod traffic;
 
 pub use netns::connect;
 pub use overlay::pod_mtu;
+pub use proxy::close_localhost;
 pub use traffic::{NodeTraffic, Traffic};
 
 use attach::Wire;
@@ -292,10 +293,16 @@ impl PodNetwork {
         dns::address::cleanup(&self.host, &self.config.node).await?;
         let NetworkConfig { node, pod_cidr, cluster_cidr, .. } = &self.config;
         overlay::cleanup(&self.host, node, *pod_cidr, *cluster_cidr).await?;
-        let removed = policy::remove(&self.config.node).await;
-        removed.map_err(|error| NetworkError::step("remove the network policies", error))?;
-        let removed = proxy::remove(&self.config.node).await;
-        removed.map_err(|error| NetworkError::step("remove the rules of Services", error))?;
+        removed("remove the network policies", policy::remove(&self.config.node).await)?;
+        removed("remove the rules of Services", proxy::remove(&self.config.node).await)?;
         self.firewall.remove().await
+    }
+}
+
+/// What came of removing a table: where the kernel has no nf_tables there is none.
+fn removed(step: &str, outcome: Result<(), nft::NftError>) -> Result<(), NetworkError> {
+    match outcome {
+        Err(error) if !error.is_unsupported() => Err(NetworkError::step(step, error)),
+        _ => Ok(()),
     }
 }

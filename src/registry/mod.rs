@@ -35,6 +35,7 @@ mod subresource;
 mod update;
 mod watch;
 
+pub use alloc::PortRange;
 pub use delete::DeleteOptions;
 pub use deletion::{Preconditions, Propagation};
 pub use list::{ListOptions, Listing};
@@ -164,12 +165,22 @@ pub struct Registry {
     kinds: Arc<Kinds>,
     admit: Arc<dyn Admit>,
     clock: SharedClock,
+    /// Ports that Services of type NodePort and LoadBalancer get.
+    node_ports: PortRange,
 }
 
 impl Registry {
     /// A registry over a store.
     pub fn new(store: Arc<dyn Store>, kinds: Arc<Kinds>, admit: Arc<dyn Admit>, clock: SharedClock) -> Arc<Self> {
-        Arc::new(Self { store, kinds, admit, clock })
+        Arc::new(Self { store, kinds, admit, clock, node_ports: PortRange::NODE_PORTS })
+    }
+
+    /// The same, with another range of node ports.
+    #[must_use]
+    pub fn with_node_ports(&self, node_ports: PortRange) -> Arc<Self> {
+        let Self { store, kinds, admit, clock, .. } = self;
+        let (store, kinds, admit, clock) = (Arc::clone(store), Arc::clone(kinds), Arc::clone(admit), Arc::clone(clock));
+        Arc::new(Self { store, kinds, admit, clock, node_ports })
     }
 
     /// The store below.

@@ -327,6 +327,62 @@ async fn a_pod_is_bound_once() {
 }
 
 #[tokio::test]
+async fn families_and_node_ports_are_those_of_the_cluster() {
+    let bed = Bed::new().await;
+    let ports = json!([{"port": 80, "protocol": "TCP"}]);
+    for (spec, expected) in [
+        (json!({"ipFamilyPolicy": "PreferDualStack"}), Ok("PreferDualStack [\"IPv4\"]")),
+        (json!({"ipFamilies": ["IPv4"]}), Ok("SingleStack [\"IPv4\"]")),
+        (json!({"clusterIP": "None"}), Ok("RequireDualStack [\"IPv4\",\"IPv6\"]")),
+        (
+            json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilyPolicy": "PreferDualStack"}),
+            Ok("PreferDualStack [\"IPv4\"]"),
+        ),
+        (
+            json!({"ipFamilyPolicy": "RequireDualStack"}),
+            Err(
+                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
+            ),
+        ),
+        (json!({"ipFamilies": ["IPv6"]}), Err("spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster")),
+        (
+            json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "SingleStack"}),
+            Err("must be RequireDualStack or PreferDualStack when multiple 'ipFamilies' are specified"),
+        ),
+        (json!({"clusterIP": "fd00::1"}), Err("IPv6 is not configured on this cluster")),
+    ] {
+        let mut spec = spec;
+        spec["ports"] = ports.clone();
+        let made = bed.create("services", "default", json!({"metadata": {"generateName": "family-"}, "spec": spec})).await;
+        let shown = |made: &Object| {
+            format!("{} {}", made.str_at(&["spec", "ipFamilyPolicy"]).unwrap(), made.get(&["spec", "ipFamilies"]).unwrap())
+        };
+        match (made, expected) {
+            (Ok(made), Ok(expected)) => assert_eq!(shown(&made), expected, "{spec}"),
+            (Err(error), Err(expected)) => assert!(error.code == 422 && error.message.contains(expected), "{spec}: {error}"),
+            (made, _) => panic!("{spec}: {made:?}"),
+        }
+    }
+    let narrow = bed.registry.with_node_ports("31000-31001".parse().unwrap());
+    let make = |name: &'static str, node_port: i64| {
+        let ports = json!([{"port": 80, "protocol": "TCP", "nodePort": node_port}]);
+        let spec = json!({"type": "NodePort", "ports": ports});
+        let other = Bed { registry: Arc::clone(&narrow), user: Arc::clone(&bed.user) };
+        async move {
+            let made = other.create("services", "default", json!({"metadata": {"name": name}, "spec": spec})).await;
+            made.map(drop).map_err(|error| error.message)
+        }
+    };
+    let error = make("low", 30_999).await.unwrap_err();
+    assert!(error.contains("provided port is not in the valid range. The range of valid ports is 31000-31001"), "{error}");
+    make("five", 0).await.unwrap();
+    make("six", 0).await.unwrap();
+    let error = make("seven", 31_001).await.unwrap_err();
+    assert!(error.contains("spec.ports[0].nodePort: Invalid value: 31001: provided port is already allocated"), "{error}");
+    assert!(make("eight", 0).await.unwrap_err().contains("range is full"));
+}
+
+#[tokio::test]
 async fn services_get_addresses_and_ports_that_nobody_else_has() {
     let bed = Bed::new().await;
     let service = |name: &str, spec: Value| json!({"metadata": {"name": name}, "spec": spec});

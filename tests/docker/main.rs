@@ -8,6 +8,7 @@ mod badinput;
 mod csi;
 mod dns;
 mod engine;
+mod eviction;
 mod faults;
 mod figures;
 mod healing;

@@ -75,7 +75,13 @@ pub enum JoinError {
         #[source]
         source: BoxError,
     },
-    /// The API refused something: the token may be wrong or expired.
+    /// The API does not know the token.
+    #[error(
+        "the token is not one of this cluster, or it has expired or was changed: on a server, `orch token create --print-join-command` \
+         prints a command with a new one"
+    )]
+    Token(#[source] ClientError),
+    /// The API refused something.
     #[error("{step}")]
     Api {
         step: &'static str,
@@ -248,7 +254,11 @@ async fn ask(config: &JoinConfig, given: &[Endpoint], tasks: &TaskGroup) -> Resu
     let credentials = Credentials::bearer(&config.token).and_then(|bearer| bearer.with_node_password(&password)).map_err(fail)?;
     let group = tasks.child();
     let with_token = Https::to_servers(servers(), ClientTls::new(&trust, None)?, credentials, group.clone()).map_err(fail)?;
-    let client = request(config, &Client::new(with_token, "orch/kubelet"), CLIENT_SIGNER, &group).await?;
+    let asked = request(config, &Client::new(with_token, "orch/kubelet"), CLIENT_SIGNER, &group).await;
+    let client = asked.map_err(|error| match error {
+        JoinError::Api { source, .. } if source.api().is_some_and(|refusal| refusal.code == 401) => JoinError::Token(source),
+        error => error,
+    })?;
 
     let tls = ClientTls::new(&trust, Some((&client.chain_pem, &client.key_pem)))?;
     let as_node = Https::to_servers(servers(), tls, Credentials::default(), group.clone()).map_err(fail)?;

@@ -40,7 +40,7 @@ pub(super) async fn request(
         },
         status: None,
     };
-    let step = "the cluster does not take the node's certificate request; is the token right, and not expired?";
+    let step = "the cluster does not take the node's certificate request";
     let created = client.create(&csr).await.map_err(|source| JoinError::Api { step, source })?;
     let name = created.metadata.name.unwrap_or_else(String::new);
     // The watch ends with its group.

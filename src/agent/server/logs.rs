@@ -393,7 +393,7 @@ mod tests {
         let path = folder.path().join("x-json.log");
         let pods = Arc::<Pods>::default();
         let publish = |state: State| {
-            let current = ContainerInstance { id: "x".to_owned(), state, attempt: 0, log_path: None, tty: false };
+            let current = ContainerInstance { id: "x".to_owned(), state, attempt: 0, pid: None, log_path: None, tty: false };
             let name = || "n".to_owned();
             let lookup = ContainerLookup {
                 pod_uid: name(),

@@ -43,6 +43,8 @@ pub(super) struct Edns {
     pub(super) size: u16,
     /// Whether it wants signatures.
     pub(super) dnssec_ok: bool,
+    /// Only 0 is known.
+    pub(super) version: u8,
 }
 
 /// A query with one question.
@@ -109,6 +111,11 @@ impl<'a> Query<'a> {
         self.edns.is_some_and(|edns| edns.dnssec_ok)
     }
 
+    /// Whether the client speaks a version of EDNS that is not known here.
+    pub(super) fn is_of_another_version(&self) -> bool {
+        self.edns.is_some_and(|edns| edns.version != 0)
+    }
+
     /// The largest answer over UDP.
     pub(super) fn udp_limit(&self) -> usize {
         self.edns.map_or(UDP_PLAIN, |edns| usize::from(edns.size).clamp(UDP_PLAIN, UDP_LARGEST))
@@ -126,7 +133,8 @@ fn edns(message: &[u8], from: usize, header: &[u8; HEADER]) -> Result<Option<Edn
             if found.is_some() {
                 return Err(());
             }
-            found = Some(Edns { size: record.class, dnssec_ok: record.ttl & 0x8000 != 0 });
+            let version = record.ttl.to_be_bytes()[1];
+            found = Some(Edns { size: record.class, dnssec_ok: record.ttl & 0x8000 != 0, version });
         }
         at = record.end;
     }
@@ -189,7 +197,7 @@ pub(super) mod tests {
         assert_eq!((read.name.to_string().as_str(), read.qtype, read.udp_limit()), ("a.b.", 1, 512));
         let edns = query("a.b", rtype::A, Some(1_232));
         let read = Query::parse(&edns).unwrap();
-        assert_eq!((read.edns, read.udp_limit()), (Some(Edns { size: 1_232, dnssec_ok: true }), 1_232));
+        assert_eq!((read.edns, read.udp_limit()), (Some(Edns { size: 1_232, dnssec_ok: true, version: 0 }), 1_232));
         let with = |at: usize, value: u8| {
             let mut message = plain.clone();
             message[at] = value;

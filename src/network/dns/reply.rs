@@ -106,6 +106,14 @@ impl<'a> Reply<'a> {
     }
 }
 
+/// Makes an answer with an OPT record at its end one that says which version is known: 0 (RFC 6891 section 6.1.3, BADVERS).
+pub(super) fn refuse_version(out: &mut [u8]) {
+    // The upper bits of code 16 are the first byte of the record's TTL.
+    if let Some(upper) = out.iter_mut().rev().nth(5) {
+        *upper = 1;
+    }
+}
+
 /// Adds an OPT record that says how much we take, to a message that is otherwise done.
 pub(super) fn append_opt(out: &mut Vec<u8>) {
     const TAKES: [u8; 2] = 1_232_u16.to_be_bytes();

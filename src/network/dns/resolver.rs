@@ -10,7 +10,7 @@ use super::forward::{Forwarder, Question};
 use super::index::Index;
 use super::message::{HEADER, Query, Unusable, rcode, rtype};
 use super::name::Name;
-use super::reply::{Owner, Reply, Section, refuse};
+use super::reply::{Owner, Reply, Section, refuse, refuse_version};
 use super::reverse::address_of;
 use super::settings::Hosts;
 use super::zone::{Outcome, Scratch, TTL, Zone};
@@ -68,6 +68,11 @@ impl Resolver {
             }
         };
         let room = limit.unwrap_or_else(|| query.udp_limit());
+        if query.is_of_another_version() {
+            Reply::begin(&query, room, out).finish(rcode::NO_ERROR, false);
+            refuse_version(out);
+            return Step::Reply(query.qtype);
+        }
         let mut reply = Reply::begin(&query, room, out);
         if self.listed(&query, &mut reply) {
             reply.finish(rcode::NO_ERROR, true);

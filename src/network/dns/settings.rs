@@ -12,6 +12,7 @@ use super::name::Name;
 /// Where the settings are.
 pub(super) const NAMESPACE: &str = "kube-system";
 pub(super) const NAME: &str = "orch-dns";
+const KEYS: [&str; 3] = ["hosts", "stubDomains", "upstreamNameservers"];
 
 /// Names and addresses that a user lists.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -83,6 +84,11 @@ impl Settings {
             Ok(list) => next.routes.servers = list,
             Err(why) => note("upstreamNameservers", why),
         }
+        for key in map.and_then(|map| map.data.as_ref()).into_iter().flat_map(BTreeMap::keys) {
+            if !KEYS.contains(&key.as_str()) {
+                wrong.push(format!("{key}: not a setting; these are: {}", KEYS.join(", ")));
+            }
+        }
         (next, wrong)
     }
 }
@@ -135,10 +141,13 @@ mod tests {
         assert_eq!(first.hosts.names([10, 0, 0, 1].into()).len(), 2);
         assert_eq!(first.routes.stubs[0].1[1].to_string(), "1.2.3.5:5353");
         assert_eq!(first.routes.servers[1].to_string(), "[fd00::1]:54");
-        let bad = map(json!({"hosts": "10.0.0.1 a\n10.0.0 x", "stubDomains": "{\"a\": []}", "upstreamNameservers": "8.8.8.8"}));
+        let bad = map(
+            json!({"hosts": "10.0.0.1 a\n10.0.0 x", "stubDomains": "{\"a\": []}", "upstreamNameservers": "8.8.8.8", "host": "x"}),
+        );
         let (second, wrong) = first.updated(Some(&bad));
         assert_eq!(second, first);
-        assert_eq!(wrong.len(), 3);
+        assert_eq!(wrong.len(), 4);
+        assert_eq!(wrong[3], "host: not a setting; these are: hosts, stubDomains, upstreamNameservers");
         assert!(wrong[0].starts_with("hosts: line 2: not an address"), "{wrong:?}");
         assert_eq!(first.updated(None).0, Settings::default());
     }

@@ -1,31 +1,41 @@
-//! Masquerading as a table of the node's own: what pods send to the outside leaves with the node's address. Pods of the whole
-//! cluster and the nodes themselves see a pod's own address.
+//! The node's own table:
+//!
+//! - What pods send to the outside leaves with the node's address. Pods of the whole cluster and the nodes themselves see a pod's
+//!   own address.
+//! - What a pod sends with a source to which its interface is not the way is dropped before anything else is asked: a network
+//!   policy knows a pod by its address, and a pod with NET_RAW could give itself another's.
+//! - A connection's two sides are told of no larger segments than the way between them has room for. Pods have the MTU of the uplink,
+//!   and a way by VXLAN has less: a client outside whose firewall drops "fragmentation needed" would wait for ever.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 
-use crate::network::NetworkError;
-use crate::network::nft::expr::{Expr, PortChoice, Reg, in_set, ip_daddr, match_daddr, match_saddr};
+use crate::network::attach;
+use crate::network::nft::expr::{
+    Expr, PortChoice, Reg, clamp_mss, in_set, ip_daddr, match_daddr, match_group, match_saddr, match_spoofed, match_syn,
+};
 use crate::network::nft::{
-    Base, Batch, ChainKind, Element, Family, Hook, Key, Monitor, Nft, NftError, Rule, Set, Table, Type, priority,
+    Base, Batch, ChainKind, Element, Family, Hook, Key, Monitor, Nft, NftError, Rule, Set, Table, Type, Verdict, priority,
 };
 
-const CHAIN: &str = "postrouting";
 const NODES: &str = "nodes";
 
 /// The table of one node.
-pub(super) struct MasqueradeTable {
+pub(super) struct PodTable {
     nft: Mutex<Option<Nft>>,
     table: Table,
+    /// Of the interfaces of this node's pods.
+    group: u32,
     pod_cidr: Ipv4Net,
     cluster_cidr: Ipv4Net,
 }
 
-impl MasqueradeTable {
-    pub(super) fn new(name: &str, pod_cidr: Ipv4Net, cluster_cidr: Ipv4Net) -> Self {
-        Self { nft: Mutex::default(), table: Table::new(Family::Ipv4, name), pod_cidr, cluster_cidr }
+impl PodTable {
+    pub(super) fn new(name: &str, node: &str, pod_cidr: Ipv4Net, cluster_cidr: Ipv4Net) -> Self {
+        let (table, group) = (Table::new(Family::Ipv4, name), attach::group(node));
+        Self { nft: Mutex::default(), table, group, pod_cidr, cluster_cidr }
     }
 
     /// The socket is opened when it is first needed.
@@ -46,9 +56,42 @@ impl MasqueradeTable {
         Set::of(NODES, &[Type::Ipv4Addr])
     }
 
-    /// What the rule says; also its comment, by which it is recognized.
-    fn text(&self) -> String {
-        format!("{} to outside of {}", self.pod_cidr, self.cluster_cidr)
+    /// The chains and their rules; a rule is recognized by its comment.
+    fn chains(&self) -> [(&'static str, Base, Vec<Rule>); 3] {
+        let Self { pod_cidr, cluster_cidr, .. } = self;
+        let to_nobody_of_ours = vec![ip_daddr(Reg(0)), in_set(NODES, Reg(0), false)];
+        let masquerade = vec![Expr::Masquerade { choice: PortChoice::Keep }];
+        let out = [match_saddr(*pod_cidr, true), match_daddr(*cluster_cidr, false), to_nobody_of_ours, masquerade];
+        let spoofed = [match_group(self.group), match_spoofed(), vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]];
+        let sized = |cidr: Vec<Expr>, way: &str| {
+            Rule::of([cidr, match_syn(), clamp_mss()]).comment(format!("segments {way} pods of {cluster_cidr}"))
+        };
+        let filter = |hook, priority| Base::accepting(ChainKind::Filter, hook, priority);
+        let nat = Base::accepting(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT);
+        [
+            ("postrouting", nat, vec![Rule::of(out).comment(format!("{pod_cidr} to outside of {cluster_cidr}"))]),
+            (
+                "prerouting",
+                filter(Hook::Prerouting, priority::RAW),
+                vec![Rule::of(spoofed).comment("pods with another's address")],
+            ),
+            (
+                "forward",
+                filter(Hook::Forward, priority::MANGLE),
+                vec![sized(match_saddr(*cluster_cidr, true), "from"), sized(match_daddr(*cluster_cidr, true), "to")],
+            ),
+        ]
+    }
+
+    /// Whether every rule is there, and no other.
+    async fn is_whole(&self, nft: &Nft) -> Result<bool, NftError> {
+        for (chain, _, wanted) in self.chains() {
+            let present = nft.rules(&self.table, chain).await?;
+            if !present.iter().map(|rule| &rule.comment).eq(wanted.iter().map(|rule| &rule.comment)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Sets what is missing. `nodes` are the addresses of nodes that know the way back to pods; while they are not known, those
@@ -59,11 +102,9 @@ impl MasqueradeTable {
     pub(super) async fn ensure(&self, nodes: Option<&[Ipv4Addr]>) -> Result<(), NftError> {
         let nft = self.nft()?;
         let set = Self::nodes();
-        let rules = nft.rules(&self.table, CHAIN).await?;
-        let is_whole = matches!(rules.as_slice(), [rule] if rule.comment.as_deref() == Some(&self.text()));
         let mut batch = Batch::new();
         let mut present = Vec::new();
-        if is_whole {
+        if self.is_whole(&nft).await? {
             present = nft.elements(&self.table, &set).await?;
         } else {
             self.make(&mut batch, &set);
@@ -86,21 +127,19 @@ impl MasqueradeTable {
         batch.remove_table(&self.table);
         batch.add_table(&self.table);
         batch.add_set(&self.table, set);
-        batch.add_base_chain(&self.table, CHAIN, Base::accepting(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
-        let to_nobody_of_ours = vec![ip_daddr(Reg(0)), in_set(NODES, Reg(0), false)];
-        let masquerade = vec![Expr::Masquerade { choice: PortChoice::Keep }];
-        let pieces = [match_saddr(self.pod_cidr, true), match_daddr(self.cluster_cidr, false), to_nobody_of_ours, masquerade];
-        batch.add_rule(&self.table, CHAIN, &Rule::of(pieces).comment(self.text()));
+        for (chain, base, rules) in self.chains() {
+            batch.add_base_chain(&self.table, chain, base);
+            rules.iter().for_each(|rule| batch.add_rule(&self.table, chain, rule));
+        }
     }
 
     /// Takes the table away; one that is not there is no error.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) async fn remove(&self) -> Result<(), NetworkError> {
+    pub(super) async fn remove(&self) -> Result<(), NftError> {
         let mut batch = Batch::new();
         batch.remove_table(&self.table);
-        let removed = async { self.nft()?.commit(batch).await };
-        removed.await.map_err(|error| NetworkError::step("remove the table of the pod network", error))
+        self.nft()?.commit(batch).await
     }
 }

@@ -106,6 +106,9 @@ const fn name(step: &Expr) -> &'static str {
         Expr::Numgen { .. } => "numgen",
         Expr::Jhash { .. } => "hash",
         Expr::Fib { .. } => "fib",
+        Expr::RouteMss { .. } => "rt",
+        Expr::ToNetworkOrder { .. } => "byteorder",
+        Expr::LowerMss { .. } => "exthdr",
         Expr::Dynset { .. } => "dynset",
         Expr::Counter => "counter",
         Expr::Reject(_) => "reject",
@@ -127,6 +130,7 @@ fn attributes(writer: &mut Writer, step: &Expr) {
         }
         Expr::Nat { .. } | Expr::Masquerade { .. } | Expr::Redirect { .. } => translate(writer, step),
         Expr::Numgen { .. } | Expr::Jhash { .. } | Expr::Fib { .. } => generate(writer, step),
+        Expr::RouteMss { .. } | Expr::ToNetworkOrder { .. } | Expr::LowerMss { .. } => segment_size(writer, step),
         Expr::Dynset { set, op, key, data, timeout } => {
             writer.text(1, set);
             writer.u32(3, *op as u32);
@@ -269,6 +273,34 @@ fn generate(writer: &mut Writer, step: &Expr) {
             writer.u32(1, number(*to));
             writer.u32(2, *result as u32);
             writer.u32(3, *address as u32);
+        }
+        _ => {}
+    }
+}
+
+fn segment_size(writer: &mut Writer, step: &Expr) {
+    /// `NFT_RT_TCPMSS`.
+    const TCP_MSS: u32 = 3;
+    /// `TCPOPT_MAXSEG`: kind, length, and two bytes of size.
+    const MAXSEG: u8 = 2;
+    match step {
+        Expr::RouteMss { to } => {
+            writer.u32(1, number(*to));
+            writer.u32(2, TCP_MSS);
+        }
+        Expr::ToNetworkOrder { from, to } => {
+            writer.u32(1, number(*from));
+            writer.u32(2, number(*to));
+            writer.u32(3, 1);
+            writer.u32(4, 2);
+            writer.u32(5, 2);
+        }
+        Expr::LowerMss { from } => {
+            writer.u8(2, MAXSEG);
+            writer.u32(3, 2);
+            writer.u32(4, 2);
+            writer.u32(6, 1);
+            writer.u32(7, number(*from));
         }
         _ => {}
     }

@@ -32,6 +32,8 @@ pub enum Meta {
     OifName = 7,
     NfProto = 15,
     L4Proto = 16,
+    /// The group of the interface that a packet came in by.
+    IifGroup = 21,
 }
 
 /// What `ct` reads or sets.
@@ -144,6 +146,8 @@ pub enum FibResult {
 pub enum FibAddress {
     Source = 1,
     Destination = 2,
+    /// Only routes by the interface that the packet came in by count.
+    SourceByInterface = 1 | 8,
 }
 
 /// An address of this host, as [`FibResult::AddressType`].
@@ -266,6 +270,19 @@ pub enum Expr {
         result: FibResult,
         address: FibAddress,
     },
+    /// The largest segment of TCP that fits the routes to the packet's destination and back to its source, in the machine's order.
+    RouteMss {
+        to: Reg,
+    },
+    /// Two bytes from the machine's order into that of the network.
+    ToNetworkOrder {
+        from: Reg,
+        to: Reg,
+    },
+    /// Makes the largest segment that a SYN announces smaller, never larger; ends the rule if it announces none.
+    LowerMss {
+        from: Reg,
+    },
     /// Changes an element of a dynamic set or map of the same table. A full set ends the rule.
     Dynset {
         set: Arc<str>,
@@ -379,6 +396,31 @@ pub fn set_mark(bits: u32, set: u32) -> Vec<Expr> {
 /// `fib daddr type local`: the destination is an address of this host.
 pub fn match_local(address: FibAddress) -> Vec<Expr> {
     vec![Expr::Fib { to: SCRATCH, result: FibResult::AddressType, address }, is(SCRATCH, FIB_LOCAL.to_ne_bytes().to_vec())]
+}
+
+/// `fib saddr . iif oif missing`: the way back to the packet's source is not the interface that it came in by. Prerouting only.
+pub fn match_spoofed() -> Vec<Expr> {
+    let back = Expr::Fib { to: SCRATCH, result: FibResult::OifIndex, address: FibAddress::SourceByInterface };
+    vec![back, is(SCRATCH, vec![0; 4])]
+}
+
+/// `meta iifgroup N`.
+pub fn match_group(group: u32) -> Vec<Expr> {
+    vec![Expr::Meta { to: SCRATCH, key: Meta::IifGroup }, is(SCRATCH, group.to_ne_bytes().to_vec())]
+}
+
+/// `tcp flags & (syn | rst) == syn`: a connection is offered or taken.
+pub fn match_syn() -> Vec<Expr> {
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    let flags = Expr::Payload { to: SCRATCH, header: Header::Transport, offset: 13, len: 1 };
+    let cut = Expr::Bitwise { from: SCRATCH, to: SCRATCH, mask: vec![SYN | RST], xor: vec![0] };
+    [match_l4proto(6), vec![flags, cut, is(SCRATCH, vec![SYN])]].concat()
+}
+
+/// `tcp option maxseg size set rt mtu`. Forward, output and postrouting only.
+pub fn clamp_mss() -> Vec<Expr> {
+    vec![Expr::RouteMss { to: SCRATCH }, Expr::ToNetworkOrder { from: SCRATCH, to: SCRATCH }, Expr::LowerMss { from: SCRATCH }]
 }
 
 /// `iifname N` or `oifname N`; a name that ends in `*` stands for all that begin so.

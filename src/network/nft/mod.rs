@@ -102,6 +102,22 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// The message with its cause.
+    pub fn report(&self) -> String {
+        let cause = std::error::Error::source(self).map(|cause| format!(": {cause}"));
+        format!("{self}{}", cause.as_deref().unwrap_or(""))
+    }
+
+    /// Whether the kernel has no nf_tables, or lets nobody use them here.
+    pub fn is_unsupported(&self) -> bool {
+        let errno = match self {
+            Self::Socket { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Interrupted { .. } | Self::Gone(_) => None,
+        };
+        matches!(errno, Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL))
+    }
+
     /// Whether what was named does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { errno: Errno::ENOENT, .. })

@@ -21,7 +21,8 @@
 //!
 //! Pods have the MTU of the node's uplink. Routes by VXLAN carry a smaller one (50 bytes less), so that only packets to such peers
 //! must be smaller: the node answers a pod's larger one by itself ("fragmentation needed"), and the pod remembers it for that
-//! destination.
+//! destination. TCP need not be told: both sides hear at the connection's begin how large segments may be
+//! ([`firewall`](super::firewall)).
 //!
 //! # Reverse path filter
 //!

@@ -20,8 +20,10 @@
 //! - **DNS** answers on an address of every node instead of in pods. A rule allows it (port 53, UDP or TCP as the rule says) if it
 //!   would allow a pod labelled `k8s-app=kube-dns` in `kube-system`, if its blocks hold that address, or if they hold the addresses
 //!   of all pods.
-//! - A **named port** without such a port at the destination allows nothing; it means nothing together with an `ipBlock`.
+//! - A **named port** without such a port at the destination allows nothing; at egress it means nothing together with
+//!   an `ipBlock`, at ingress it is the selected pod's own port.
 //! - **IPv6 blocks** hold no address of a pod.
+//! - **A pod is known by its address.** What it sends with another one is dropped at its interface ([`firewall`](super::firewall)).
 //! - A pod on this node of which nothing is known (the API has lost it, and it was there before the agent) gets and sends nothing as
 //!   long as there are policies at all.
 //!

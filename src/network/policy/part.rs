@@ -147,8 +147,8 @@ impl Part {
                     return Kernel { table, monitor: Some(monitor), last: instant(), retry: None, backoff };
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "network policies cannot be enforced; trying again");
-                    self.context.pods.gate.set_trouble(error.to_string());
+                    tracing::warn!(error = error.report(), "network policies cannot be enforced; trying again");
+                    self.context.pods.gate.set_trouble(error.report());
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
@@ -354,7 +354,7 @@ impl Kernel {
                 tracing::warn!(%error, "the kernel refuses the network policies; trying again");
                 session.rebuild = true;
                 self.retry = Some(self.last + self.backoff.next_delay());
-                gate.set_trouble(error.to_string());
+                gate.set_trouble(error.report());
                 false
             }
         }

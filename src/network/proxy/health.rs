@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
+use k8s_openapi::api::core::v1::ObjectReference;
 use parking_lot::Mutex;
 
 use super::plan::HealthCheck;
 use crate::client::ObjectKey;
+use crate::client::recorder::{EventType, Recorder};
 use crate::http::listener::Listener;
 use crate::http::{Handler, HttpRequest, HttpResponse, full};
+use crate::network::parts::PartContext;
 use crate::rt::TaskGroup;
 
 /// What one port answers.
@@ -31,15 +34,20 @@ struct Port {
 pub(super) struct HealthServer {
     ports: HashMap<u16, Port>,
     tasks: TaskGroup,
+    node: String,
+    recorder: Recorder,
+    /// What was said of ports that cannot be bound: once each.
+    said: HashMap<u16, String>,
 }
 
 impl HealthServer {
-    pub(super) fn new(tasks: &TaskGroup) -> Self {
-        Self { ports: HashMap::new(), tasks: tasks.child() }
+    pub(super) fn new(context: &PartContext, recorder: Recorder) -> Self {
+        let (tasks, node) = (context.tasks.child(), context.node.clone());
+        Self { ports: HashMap::new(), tasks, node, recorder, said: HashMap::new() }
     }
 
-    /// Listens at exactly these ports. One that cannot be bound is tried again at the next call.
-    pub(super) async fn set(&mut self, wanted: impl Iterator<Item = (&ObjectKey, HealthCheck)>) {
+    /// Listens at exactly these ports; returns whether it does. One that cannot be bound is tried again at the next call.
+    pub(super) async fn set(&mut self, wanted: impl Iterator<Item = (&ObjectKey, HealthCheck)>) -> bool {
         let answer = |(service, health): (&ObjectKey, HealthCheck)| {
             (health.port, Answer { service: service.clone(), local_endpoints: health.local_endpoints })
         };
@@ -51,6 +59,7 @@ impl HealthServer {
             }
             kept
         });
+        let mut failed = HashMap::new();
         for (port, answer) in wanted {
             if let Some(listening) = self.ports.get(&port) {
                 *listening.answer.lock() = answer;
@@ -58,9 +67,31 @@ impl HealthServer {
             }
             match self.listen(port, answer.clone()).await {
                 Ok(listening) => drop(self.ports.insert(port, listening)),
-                Err(error) => tracing::warn!(service = %answer.service, port, %error, "cannot serve healthCheckNodePort"),
+                Err(error) => {
+                    let Answer { service, .. } = &answer;
+                    let text = format!("node {} failed to start healthcheck \"{service}\" on port {port}: {error}", self.node);
+                    self.tell(port, service, &text);
+                    failed.insert(port, text);
+                }
             }
         }
+        self.said = failed;
+        self.said.is_empty()
+    }
+
+    fn tell(&self, port: u16, service: &ObjectKey, text: &str) {
+        if self.said.get(&port).is_some_and(|said| said == text) {
+            return;
+        }
+        tracing::warn!(%service, port, text, "cannot serve healthCheckNodePort; trying again");
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            namespace: Some(service.namespace.to_string()),
+            name: Some(service.name.to_string()),
+            ..ObjectReference::default()
+        };
+        self.recorder.event(&about, EventType::Warning, "FailedToStartServiceHealthcheck", text);
     }
 
     async fn listen(&self, port: u16, answer: Answer) -> std::io::Result<Port> {

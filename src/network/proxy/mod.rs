@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::time::Instant;
 
@@ -35,6 +35,7 @@ mod health;
 mod hostport;
 mod kernel;
 mod layout;
+mod localhost;
 mod plan;
 mod stale;
 mod table;
@@ -42,6 +43,7 @@ mod table;
 use super::nft::{Batch, Changed, Monitor, Nft, NftError};
 use super::parts::PartContext;
 use crate::client::informer::{Change, Informer, Scope, Subscription};
+use crate::client::recorder::{EventType, Recorder};
 use crate::client::{Cached, ObjectKey, Source};
 use crate::rt::{Backoff, clock};
 use endpoints::NodeView;
@@ -49,6 +51,7 @@ use health::HealthServer;
 use hostport::PodPorts;
 use kernel::Kernel;
 use layout::Layout;
+pub use localhost::close_localhost;
 use stale::Stale;
 
 /// The name of the index of slices by the Service that they belong to.
@@ -63,10 +66,11 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_s
 pub(super) fn run(context: PartContext) -> BoxFuture<'static, ()> {
     async move {
         let mut retry = RETRY;
+        let mut trouble = Trouble::new(&context);
         loop {
             match Proxy::start(&context) {
-                Ok(proxy) => proxy.run().await,
-                Err(error) => tracing::warn!(%error, "the Service proxy cannot reach the kernel; trying again"),
+                Ok(proxy) => proxy.run(&mut trouble).await,
+                Err(error) => trouble.tell("the Service proxy cannot reach the kernel", &error),
             }
             tokio::time::sleep(retry.next_delay()).await;
         }
@@ -82,6 +86,34 @@ pub(super) async fn remove(node: &str) -> Result<(), NftError> {
     let mut batch = Batch::new();
     batch.remove_table(&layout::table(node));
     Nft::open()?.commit(batch).await
+}
+
+/// Says in the log and in an event about the node why Services do not work there; each cause once.
+struct Trouble {
+    recorder: Recorder,
+    node: ObjectReference,
+    said: Option<String>,
+}
+
+impl Trouble {
+    fn new(context: &PartContext) -> Self {
+        let client = context.client.named("orch/proxy");
+        let recorder = Recorder::new(&context.tasks, &client, "kube-proxy", &context.node, &context.clock);
+        // As the kubelet names its node: by its name in the place of its uid.
+        let (kind, name) = (Some("Node".to_owned()), Some(context.node.clone()));
+        let node = ObjectReference { kind, uid: name.clone(), name, ..ObjectReference::default() };
+        Self { recorder, node, said: None }
+    }
+
+    fn tell(&mut self, what: &str, error: &NftError) {
+        let text = format!("{what}: {}", error.report());
+        if self.said.as_ref() == Some(&text) {
+            return;
+        }
+        tracing::warn!(error = text, "Services do not work on this node; trying again");
+        self.recorder.event(&self.node, EventType::Warning, "FailedToSyncServiceRules", text.clone());
+        self.said = Some(text);
+    }
 }
 
 struct Watched {
@@ -145,23 +177,23 @@ impl Proxy {
     }
 
     /// Runs until the monitor fails or the informers end.
-    async fn run(self) {
+    async fn run(self, trouble: &mut Trouble) {
         let stale = Stale::default();
         let forgetting = stale.run(self.stale_nft.clone());
         tokio::select! {
             () = forgetting => {}
-            () = self.follow(&stale) => {}
+            () = self.follow(&stale, trouble) => {}
         }
     }
 
-    async fn follow(mut self, stale: &Stale) {
+    async fn follow(mut self, stale: &Stale, trouble: &mut Trouble) {
         let mut changes = Changes {
             services: self.watched.services.subscribe(),
             slices: self.watched.slices.subscribe(),
             nodes: self.watched.nodes.subscribe(),
             pods: self.watched.pods.subscribe(),
         };
-        let mut health = HealthServer::new(&self.context.tasks);
+        let mut health = HealthServer::new(&self.context, trouble.recorder.clone());
         let (mut backoff, mut retry_at, mut synced_at) = (RETRY, None, None);
         loop {
             let woken = self.wait(&mut changes, retry_at).await;
@@ -178,21 +210,18 @@ impl Proxy {
                 continue;
             }
             self.replan();
-            retry_at = match self.kernel.sync(stale).await {
-                Ok(()) => {
-                    if synced_at.is_none() {
-                        let_localhost_out().await;
-                    }
-                    backoff.reset();
-                    None
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the Service proxy's rules are not in force; trying again");
-                    Some(clock::instant() + backoff.next_delay())
-                }
-            };
+            let synced = self.kernel.sync(stale).await;
+            match &synced {
+                Ok(()) if synced_at.is_none() => localhost::open(&self.context.data_dir).await,
+                Ok(()) => {}
+                Err(error) => trouble.tell("the rules of Services are not in force", error),
+            }
             synced_at = Some(clock::instant());
-            health.set(self.kernel.desired.health_checks()).await;
+            let is_whole = health.set(self.kernel.desired.health_checks()).await && synced.is_ok();
+            if is_whole {
+                (backoff, trouble.said) = (RETRY, None);
+            }
+            retry_at = (!is_whole).then(|| clock::instant() + backoff.next_delay());
         }
     }
 
@@ -275,16 +304,6 @@ impl Proxy {
             let pod = self.watched.pods.get(&key.namespace, &key.name);
             self.kernel.desired.set_host_ports(&key, pod.map(|pod| pod.host_ports()).unwrap_or_default());
         }
-    }
-}
-
-/// Lets connections to a NodePort at 127.0.0.1 leave to a pod. The table drops what others send to loopback addresses, so this comes
-/// after it. Without it only that one way is missing.
-async fn let_localhost_out() {
-    const SWITCH: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
-    let on = tokio::fs::read_to_string(SWITCH).await.is_ok_and(|text| text.trim() == "1");
-    if !on && let Err(error) = tokio::fs::write(SWITCH, "1").await {
-        tracing::debug!(%error, "NodePorts do not answer at 127.0.0.1");
     }
 }
 

@@ -73,33 +73,52 @@ fn family_of(address: IpAddr) -> &'static str {
 /// upstream's `initIPFamilyFields` for a cluster of one family.
 fn set_families(object: &mut Object, wanted: &str, networks: &[IpNet], errors: &mut Vec<FieldError>) -> String {
     let main = networks.first().map_or("IPv4", |network| family_of(network.addr())).to_owned();
-    let given = object.get(&["spec", "ipFamilies"]).and_then(Value::as_array);
-    let mut families: Vec<String> = given.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-    if families.is_empty() {
-        families.push(wanted.parse().map_or_else(|_| main.clone(), |address| family_of(address).to_owned()));
-    }
+    let has = |family: &str| networks.iter().any(|network| family_of(network.addr()) == family);
+    let list = |field: &str| {
+        let list = object.get(&["spec", field]).and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (mut families, addresses) = (list("ipFamilies"), list("clusterIPs"));
     let selects = object.get(&["spec", "selector"]).and_then(Value::as_object).is_some_and(|selector| !selector.is_empty());
+    let is_free = wanted == "None" && !selects;
     let policy = object.str_at(&["spec", "ipFamilyPolicy"]).map(str::to_owned);
-    if wanted == "None" && !selects {
-        // Whoever writes the endpoints of a headless Service may give them any address.
-        let policy = policy.unwrap_or_else(|| "RequireDualStack".to_owned());
+    // Whoever writes the endpoints of a headless Service may give them any address; who gives two of something means both.
+    let is_dual = is_free || families.len() > 1 || addresses.len() > 1;
+    let otherwise = if is_dual { "RequireDualStack" } else { "SingleStack" };
+    let policy = policy.unwrap_or_else(|| otherwise.to_owned());
+    for (what, count) in [("clusterIPs", addresses.len()), ("ipFamilies", families.len())] {
+        if policy == "SingleStack" && count > 1 {
+            let why = format!("must be RequireDualStack or PreferDualStack when multiple '{what}' are specified");
+            errors.push(FieldError::invalid(Path::from("spec.ipFamilyPolicy"), policy.as_str(), why));
+        }
+    }
+    let given = families.len();
+    for (index, address) in addresses.iter().enumerate().skip(given) {
+        let Ok(family) = address.parse().map(family_of) else { break };
+        if !has(family) {
+            let why = format!("{family} is not configured on this cluster");
+            errors.push(FieldError::invalid(Path::new("spec").child("clusterIPs").index(index), json!(addresses), why));
+        }
+        families.push(family.to_owned());
+    }
+    if families.is_empty() {
+        families.push(main.clone());
+    }
+    if is_free {
         if policy != "SingleStack" && families.len() == 1 {
             families.push(if families[0] == "IPv4" { "IPv6" } else { "IPv4" }.to_owned());
         }
-        object.set(&["spec", "ipFamilyPolicy"], policy);
-    } else {
-        for (index, family) in families.iter().enumerate() {
-            if !networks.iter().any(|network| family_of(network.addr()) == family) {
-                let path = Path::new("spec").child("ipFamilies").index(index);
-                errors.push(FieldError::invalid(path, family.as_str(), "not configured on this cluster"));
-            }
-        }
-        if policy.as_deref() == Some("RequireDualStack") {
+    } else if errors.is_empty() {
+        if policy == "RequireDualStack" {
             let why = "this cluster is not configured for dual-stack services";
             errors.push(FieldError::invalid(Path::from("spec.ipFamilyPolicy"), "RequireDualStack", why));
         }
-        object.set(&["spec", "ipFamilyPolicy"], policy.unwrap_or_else(|| "SingleStack".to_owned()));
+        for (index, family) in families.iter().enumerate().filter(|(_, family)| !has(family)) {
+            let path = Path::new("spec").child("ipFamilies").index(index);
+            errors.push(FieldError::invalid(path, family.as_str(), "not configured on this cluster"));
+        }
     }
+    object.set(&["spec", "ipFamilyPolicy"], policy);
     let first = families.first().cloned().unwrap_or(main);
     object.set(&["spec", "ipFamilies"], json!(families));
     first

@@ -16,6 +16,7 @@ mod address;
 mod ports;
 
 use address::ADDRESS_BUCKET;
+pub use ports::PortRange;
 
 const NODE_PORT_BUCKET: &str = "core/nodeports";
 

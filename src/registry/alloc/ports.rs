@@ -10,10 +10,59 @@ use crate::api::field::{FieldError, Path};
 use crate::api::{ApiError, Object};
 use crate::rt::random;
 
-/// Node ports that are handed out (`--service-node-port-range`).
-const NODE_PORTS: std::ops::RangeInclusive<i64> = 30_000..=32_767;
-/// Ports at the start of the range that are handed out last: a 32nd of it, as upstream.
-const BAND: i64 = 86;
+/// A range of ports, both ends in it (upstream's `utilnet.PortRange`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The node ports where `--service-node-port-range` says nothing.
+    pub const NODE_PORTS: Self = Self { first: 30_000, last: 32_767 };
+
+    fn contains(self, port: i64) -> bool {
+        (i64::from(self.first)..=i64::from(self.last)).contains(&port)
+    }
+
+    /// How many ports at the start are handed out last, so that clients can choose them: upstream's `calculateRangeOffset`.
+    fn band(self) -> u16 {
+        match (self.last - self.first).saturating_add(1) {
+            0..=16 => 0,
+            size => (size / 32).clamp(16, 128),
+        }
+    }
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}-{}", self.first, self.last)
+    }
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+
+    /// Reads `30000-32767`, `30000+2767` or a single port.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = || format!("unable to parse port range: {text}");
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
+        let (first, last) = match (text.split_once('-'), text.split_once('+')) {
+            (None, None) => (number(text)?, number(text)?),
+            (Some((first, last)), None) => (number(first)?, number(last)?),
+            (None, Some((first, more))) => (number(first)?, number(first)?.saturating_add(number(more)?)),
+            (Some(_), Some(_)) => return Err(wrong()),
+        };
+        if last < first {
+            return Err(format!("end port cannot be less than start port: {text}"));
+        }
+        let port =
+            |number: u32| u16::try_from(number).map_err(|_| format!("the port range cannot be greater than 65535: {text}"));
+        let (first, last) = (port(first)?, port(last)?);
+        if first == 0 { Err(format!("the port range cannot begin with 0: {text}")) } else { Ok(Self { first, last }) }
+    }
+}
 
 /// Fills in and claims the node ports.
 pub(super) fn claim(
@@ -81,12 +130,9 @@ impl Ports<'_> {
             self.taken.insert(port);
             return Ok(Ok(port));
         }
-        if !NODE_PORTS.contains(&port) {
-            return Ok(Err(format!(
-                "provided port is not in the valid range. The range of valid ports is {}-{}",
-                NODE_PORTS.start(),
-                NODE_PORTS.end()
-            )));
+        let range = self.registry.node_ports;
+        if !range.contains(port) {
+            return Ok(Err(format!("provided port is not in the valid range. The range of valid ports is {range}")));
         }
         if !self.is_free(port) {
             return Ok(Err("provided port is already allocated".to_owned()));
@@ -103,13 +149,44 @@ impl Ports<'_> {
 
     /// A free port, from a random place on: above the band that is kept for ports that clients choose, then in it.
     fn free(&self) -> Result<i64, ApiError> {
-        let (first, upper) = (*NODE_PORTS.start(), NODE_PORTS.start() + BAND);
-        let span = NODE_PORTS.end() - upper + 1;
-        let start = upper + i64::try_from(random::below(u64::try_from(span).unwrap_or(1))).unwrap_or(0);
-        (start..=*NODE_PORTS.end())
+        let range = self.registry.node_ports;
+        let (first, last) = (i64::from(range.first), i64::from(range.last));
+        let upper = first + i64::from(range.band());
+        let start = upper + i64::try_from(random::below(u64::try_from(last - upper + 1).unwrap_or(1))).unwrap_or(0);
+        (start..=last)
             .chain(upper..start)
             .chain(first..upper)
             .find(|port| self.is_free(*port))
             .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_upstreams() {
+        for (text, expected) in [
+            ("30000-32767", Ok("30000-32767")),
+            ("30000+2767", Ok("30000-32767")),
+            (" 8080 ", Ok("8080-8080")),
+            ("1-65535", Ok("1-65535")),
+            ("100-99", Err("end port cannot be less than start port: 100-99")),
+            ("1-65536", Err("the port range cannot be greater than 65535: 1-65536")),
+            ("1-2+3", Err("unable to parse port range: 1-2+3")),
+            ("a-b", Err("unable to parse port range: a-b")),
+            ("0-9", Err("the port range cannot begin with 0: 0-9")),
+        ] {
+            let read = text.parse::<PortRange>().map(|range| range.to_string());
+            assert_eq!(read, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn bands_are_upstreams() {
+        for (text, expected) in [("30000-32767", 86), ("1-16", 0), ("1-17", 16), ("1-1024", 32), ("1-65535", 128)] {
+            assert_eq!(text.parse::<PortRange>().unwrap().band(), expected, "{text}");
+        }
     }
 }

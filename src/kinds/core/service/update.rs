@@ -78,12 +78,14 @@ fn drop_by_type(new: &mut ServiceSpec, old: &ServiceSpec) {
         let node_ports = |spec: &ServiceSpec| spec.ports.iter().flatten().map(|port| port.node_port).collect::<Vec<_>>();
         node_ports(new) == node_ports(old)
     };
-    if has_address(old) && !has_address(new) && new.cluster_ip == old.cluster_ip {
-        new.cluster_ip = None;
-        new.cluster_ips = None;
-        new.ip_families = None;
-        new.ip_family_policy = None;
-        new.internal_traffic_policy = None;
+    if has_address(old) && !has_address(new) {
+        if new.cluster_ip == old.cluster_ip {
+            new.cluster_ip = None;
+            new.cluster_ips = None;
+        }
+        new.ip_families.take_if(|families| Some(&*families) == old.ip_families.as_ref());
+        new.ip_family_policy.take_if(|policy| Some(&*policy) == old.ip_family_policy.as_ref());
+        new.internal_traffic_policy.take_if(|policy| Some(&*policy) == old.internal_traffic_policy.as_ref());
     }
     if has_node_ports(old) && !has_node_ports(new) && same_ports(new) {
         for port in new.ports.iter_mut().flatten() {

@@ -43,8 +43,13 @@ fn by_type(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
             errors.push(FieldError::invalid(path.child("clusterIPs").index(0), "None", why));
         }
         "ExternalName" => {
-            if !str_of(&spec.cluster_ip).is_empty() {
-                errors.push(FieldError::forbidden(path.child("clusterIPs"), "may not be set when `type` is 'ExternalName'"));
+            let has_address =
+                !str_of(&spec.cluster_ip).is_empty() || spec.cluster_ips.as_ref().is_some_and(|all| !all.is_empty());
+            let has_families = spec.ip_families.as_ref().is_some_and(|all| !all.is_empty());
+            let set =
+                [("clusterIPs", has_address), ("ipFamilies", has_families), ("ipFamilyPolicy", spec.ip_family_policy.is_some())];
+            for (field, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+                errors.push(FieldError::forbidden(path.child(field), "may not be set for ExternalName services"));
             }
             let name = str_of(&spec.external_name).trim_end_matches('.');
             required_rule(errors, &path.child("externalName"), name, names::dns1123_subdomain);
@@ -123,9 +128,7 @@ fn addresses(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
         ip(errors, &path, address);
         rule(errors, &path, address, special);
     }
-    for (index, family) in spec.ip_families.iter().flatten().enumerate() {
-        one_of(errors, &path.child("ipFamilies").index(index), family, &["IPv4", "IPv6"]);
-    }
+    families(errors, path, spec);
     if let Some(policy) = &spec.ip_family_policy {
         one_of(errors, &path.child("ipFamilyPolicy"), policy, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
     }
@@ -146,6 +149,29 @@ fn addresses(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
     }
     if spec.load_balancer_class.is_some() && str_of(&spec.type_) != "LoadBalancer" {
         errors.push(FieldError::forbidden(path.child("loadBalancerClass"), "may only be used when `type` is 'LoadBalancer'"));
+    }
+}
+
+/// Upstream's `ValidateServiceClusterIPsRelatedFields`.
+fn families(errors: &mut Errors, path: &Path, spec: &ServiceSpec) {
+    let families = spec.ip_families.as_deref().unwrap_or_default();
+    let at = path.child("ipFamilies");
+    let mut seen = HashSet::new();
+    for (index, family) in families.iter().enumerate() {
+        one_of(errors, &at.index(index), family, &["IPv4", "IPv6"]);
+        unique(errors, &at.index(index), &mut seen, family);
+    }
+    let addresses = spec.cluster_ips.as_deref().unwrap_or_default();
+    for (index, (address, family)) in addresses.iter().zip(families).enumerate() {
+        let is_other = match address.parse() {
+            Ok(std::net::IpAddr::V4(_)) => family == "IPv6",
+            Ok(std::net::IpAddr::V6(_)) => family == "IPv4",
+            Err(_) => false,
+        };
+        if is_other {
+            let why = format!("expected an {family} value as indicated by `ipFamilies[{index}]`");
+            errors.push(FieldError::invalid(path.child("clusterIPs").index(index), address.as_str(), why));
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! What policies cost in a cluster of 1,000 pods and 200 policies: printed, and held below bounds that only a change of kind passes
-//! (the machine may be busy, and this is not the optimised build).
+//! What policies cost in a cluster of 1,000 pods and 200 policies. Times are printed; what is asserted is work, which is the same on
+//! every machine: how much a change tells the kernel, and how many rules a packet meets.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::json;
 
+use super::super::batch::Batch;
 use super::super::facts::PodFacts;
 use super::super::planner::Local;
-use super::kernel::{Node, count, on_a_node, policy};
+use super::kernel::{Node, count, on_a_node, policy, run};
 
 const PODS: u16 = 1_000;
 const POLICIES: u16 = 200;
@@ -61,18 +62,49 @@ async fn packet_cost(node: &Node) -> Duration {
     cost
 }
 
-async fn took(node: &mut Node, times: u32, mut change: impl FnMut(&mut Node, u32)) -> (Duration, Duration) {
-    let (mut planned, mut told) = (Duration::ZERO, Duration::ZERO);
+/// Time for one change, and the most that one told the kernel.
+struct Cost {
+    planned: Duration,
+    told: Duration,
+    items: usize,
+}
+
+impl std::fmt::Display for Cost {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { planned, told, items } = self;
+        write!(formatter, "planned in {planned:?}, told in {told:?}, at most {items} items")
+    }
+}
+
+/// Chains, sets and elements that come or go.
+fn items(batch: &Batch) -> usize {
+    let new = batch.sets.iter().map(|set| 1 + set.elements.len()).sum::<usize>();
+    let changed = batch.set_changes.iter().map(|set| set.added.len() + set.removed.len()).sum::<usize>();
+    let chains = batch.chains.len() + batch.chains_gone.len() + batch.sets_gone.len();
+    let pods = batch.verdicts_added.len() + batch.verdicts_removed.len() + batch.selves_added.len() + batch.selves_removed.len();
+    new + changed + chains + pods
+}
+
+async fn took(node: &mut Node, times: u32, mut change: impl FnMut(&mut Node, u32)) -> Cost {
+    let (mut planned, mut told, mut most) = (Duration::ZERO, Duration::ZERO, 0);
     for time in 0..times {
         let started = Instant::now();
         change(node, time);
         let batch = node.planner.changes();
         planned += started.elapsed();
+        most = most.max(items(&batch));
         let started = Instant::now();
         node.table.apply(&batch).await.unwrap();
         told += started.elapsed();
     }
-    (planned / times, told / times)
+    Cost { planned: planned / times, told: told / times, items: most }
+}
+
+/// Rules that a packet of a pod of this node meets at most, in both base chains.
+fn rules_met() -> usize {
+    let listing = run("nft list ruleset");
+    let base = |name: &str| listing.split(&format!("chain {name} {{")).nth(1).unwrap().split('}').next().unwrap().lines().count();
+    base("forward") + base("input")
 }
 
 #[test]
@@ -80,7 +112,7 @@ fn a_change_costs_what_it_touches() {
     on_a_node(|mut node| async move {
         let bare = packet_cost(&node).await;
         node.enforce("podSelector: {matchLabels: {app: b}}\ningress: [{from: [{podSelector: {matchLabels: {app: a}}}]}]").await;
-        let small = packet_cost(&node).await;
+        let (small, few) = (packet_cost(&node).await, rules_met());
 
         let started = Instant::now();
         for number in 0..NAMESPACES {
@@ -126,16 +158,19 @@ fn a_change_costs_what_it_touches() {
             node.planner.set_namespace(&format!("ns{time}"), Some(labels.into()));
         })
         .await;
-        println!("a pod changes its label and address: planned in {:?}, told in {:?}", label.0, label.1);
-        println!("a policy changes: planned in {:?}, told in {:?}", policies.0, policies.1);
-        println!("a namespace changes its labels: planned in {:?}, told in {:?}", namespace.0, namespace.1);
-        let large = packet_cost(&node).await;
+        println!("a pod changes its label and address: {label}");
+        println!("a policy changes: {policies}");
+        println!("a namespace changes its labels: {namespace}");
+        let (large, many) = (packet_cost(&node).await, rules_met());
         println!("a packet: {bare:?} without policies, {small:?} with one, {large:?} with {POLICIES} and {PODS} pods");
+        println!("the whole: {} items", items(&whole));
 
-        for (what, (planned, told)) in [("pod", label), ("policy", policies), ("namespace", namespace)] {
-            assert!(planned + told < Duration::from_millis(200), "{what}: {planned:?} and {told:?}");
-        }
-        assert!(large < small * 3, "the cost of a packet grows: {small:?}, {large:?}");
+        assert_eq!(many, few, "more policies, more rules for every packet");
+        // Fifty pods of a namespace are in the sets that its labels choose; all else is a handful.
+        let of_namespace = usize::from(PODS / NAMESPACES);
+        assert!(label.items < of_namespace, "a pod: {label}");
+        assert!(policies.items < of_namespace, "a policy: {policies}");
+        assert!(namespace.items < of_namespace * 4, "a namespace: {namespace}");
         node.planner.remove_policy(&policy("podSelector: {}"));
         node.tasks.cancel();
     });

@@ -26,7 +26,7 @@ const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 205, 143, 20);
 /// Long enough for a packet on one machine.
 const ARRIVES: Duration = Duration::from_millis(150);
 
-fn run(command: &str) -> String {
+pub(super) fn run(command: &str) -> String {
     let words: Vec<&str> = command.split(' ').collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));

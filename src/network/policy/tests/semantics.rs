@@ -279,6 +279,12 @@ fn a_named_port_is_that_of_the_destination() {
         &["shop/web > ops/web tcp 81"],
         &["shop/web > ops/web tcp 80"],
     );
+    // At ingress it is the selected pod's own port, whoever comes.
+    check(
+        "podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 9.9.9.0/24}}], ports: [{port: http}]}]",
+        &["9.9.9.9 > shop/db tcp 5432", "9.9.9.9 > shop/web tcp 80"],
+        &["9.9.9.9 > shop/db tcp 80", "ops/web > shop/db tcp 5432"],
+    );
 }
 
 #[test]
