@@ -287,6 +287,7 @@ fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
         can_lower_oom_score: info.can_lower_oom_score,
         has_recursive_read_only: info.has_recursive_read_only(),
         has_apparmor: info.has_apparmor,
+        logs: config.logs,
     }
 }
 

@@ -40,6 +40,7 @@ pub mod tunnel;
 mod volume;
 
 pub use node::reserve::{Amounts, Reserve};
+pub use pod::context::LogLimits;
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
 
 /// Everything the agent needs; settings are resolved once, by `cmd`.
@@ -77,6 +78,8 @@ pub struct AgentConfig {
     pub registries: Registries,
     /// When unused images are removed.
     pub image_thresholds: Thresholds,
+    /// How large the logs of containers grow.
+    pub logs: LogLimits,
     /// Most pods that the node takes.
     pub max_pods: u32,
     /// What of the machine is kept from pods.

@@ -18,7 +18,8 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig, Amounts, Reserve};
+use crate::agent::{Agent, AgentConfig, Amounts, LogLimits, Reserve};
+use crate::api::quantity::Quantity;
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -100,6 +101,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         owner,
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
+        logs: log_limits(settings)?,
         max_pods: settings.max_pods,
         cpu_policy: settings.cpu.policy(&reserve)?,
         reserve,
@@ -153,6 +155,16 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
         )));
     }
     Ok(Thresholds { high_percent, low_percent })
+}
+
+/// `10Mi` and `5`: what a container's log may take on disk.
+fn log_limits(settings: &NodeSettings) -> Result<LogLimits, CmdError> {
+    let text = &settings.container_log_max_size;
+    let wrong = |why: String| CmdError::Setting(format!("--container-log-max-size {text:?}: {why}"));
+    let size = Quantity::parse(text).map_err(|error| wrong(error.to_string()))?;
+    let max_bytes = u64::try_from(size.value()).ok().filter(|bytes| *bytes > 0);
+    let max_bytes = max_bytes.ok_or_else(|| wrong("must be greater than 0".to_owned()))?;
+    Ok(LogLimits { max_bytes, max_files: settings.container_log_max_files })
 }
 
 /// Takes the data directory for this process, and notes what `orch uninstall` must know.

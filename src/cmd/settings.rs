@@ -82,6 +82,12 @@ pub struct NodeSettings {
     /// File with mirrors of registries, credentials and certificates, in k3s' form
     #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
     pub private_registry: PathBuf,
+    /// Size at which a container's log file is rotated
+    #[arg(long, env = "ORCH_CONTAINER_LOG_MAX_SIZE", default_value = "10Mi", value_name = "SIZE")]
+    pub container_log_max_size: String,
+    /// Most files of a container's log, the one that is written among them
+    #[arg(long, env = "ORCH_CONTAINER_LOG_MAX_FILES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=1000), value_name = "NUMBER")]
+    pub container_log_max_files: u32,
     /// Percent of the engine's disk above which unused images that were pulled are removed; 100 never does
     #[arg(long, env = "ORCH_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=100), value_name = "PERCENT")]
     pub image_gc_high_threshold: u64,

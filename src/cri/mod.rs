@@ -114,6 +114,8 @@ pub struct ContainerSpec {
     /// `uid[:gid]`; "" keeps the image's user.
     pub user: String,
     pub supplemental_groups: Vec<i64>,
+    /// Add the groups that the image gives to the user, also where `user` names a group.
+    pub merge_image_groups: bool,
     pub privileged: bool,
     pub read_only_rootfs: bool,
     pub no_new_privileges: bool,

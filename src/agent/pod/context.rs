@@ -55,6 +55,16 @@ pub struct NodeOffer {
     pub can_lower_oom_score: bool,
     pub has_recursive_read_only: bool,
     pub has_apparmor: bool,
+    pub logs: LogLimits,
+}
+
+/// What the log of one container may take on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// A file that is larger is rotated.
+    pub max_bytes: u64,
+    /// Files that are kept, the one that is written among them.
+    pub max_files: u32,
 }
 
 /// The network, once the node has its range.

@@ -87,7 +87,8 @@ impl Worker {
     fn make_sandbox(&mut self, attempt: u32, dead: Vec<String>) {
         let existing = self.runtime.sandbox().filter(|sandbox| sandbox.is_running() || sandbox.is_leftover());
         let existing = existing.map(|sandbox| sandbox.detail.clone());
-        if existing.is_none() && attempt > 0 {
+        // One that was removed by hand is not known to the runtime any more, but to us.
+        if existing.is_none() && (attempt > 0 || self.records.network_ready.is_some()) {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.context.event(&self.pod, None, false, "SandboxChanged", message);
         }

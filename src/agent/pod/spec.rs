@@ -15,10 +15,6 @@ use super::state::{Member, Role};
 use crate::agent::cpu::Share;
 use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, Resources, SandboxSpec, Seccomp, labels};
 
-/// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
-const LOG_MAX_BYTES: u64 = 10 << 20;
-const LOG_MAX_FILES: u32 = 5;
-
 fn text(value: Option<&String>) -> &str {
     value.map_or("", String::as_str)
 }
@@ -136,6 +132,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         pid_of: target_id,
         user,
         supplemental_groups: groups.collect(),
+        merge_image_groups: pod_security.supplemental_groups_policy.as_deref() != Some("Strict"),
         privileged,
         read_only_rootfs: security.read_only_root_filesystem == Some(true),
         no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
@@ -154,8 +151,8 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         resources: on_cpus(limits(pod, member), cpus.as_ref()),
         oom_score_adj: Some(score).filter(|score| *score >= 0 || offer.can_lower_oom_score),
         cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
-        log_max_bytes: LOG_MAX_BYTES,
-        log_max_files: LOG_MAX_FILES,
+        log_max_bytes: offer.logs.max_bytes,
+        log_max_files: offer.logs.max_files,
     })
 }
 

@@ -41,6 +41,8 @@ pub struct Observation<'a> {
     pub starting: &'a BTreeSet<String>,
     pub resizes: &'a Resizes,
     pub host_ip: IpAddr,
+    /// Whether the engine makes what is mounted below a read-only mount read-only too.
+    pub has_recursive_read_only: bool,
     /// When the agent first saw the pod.
     pub started_at: Timestamp,
     /// Set when the agent ended the pod: its phase is `Failed` as soon as nothing of it runs.
@@ -142,20 +144,28 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail.image_id)),
         container_id: latest.filter(|latest| !latest.detail.id.is_empty()).map(|latest| container_id(&latest.detail.id)),
         allocated_resources: granted.and_then(|granted| granted.requests.clone()),
-        volume_mounts: some_unless_empty(member.spec.volume_mounts.iter().flatten().map(mount_status).collect()),
+        volume_mounts: some_unless_empty(
+            member.spec.volume_mounts.iter().flatten().map(|mount| mount_status(o, mount)).collect(),
+        ),
         stop_signal: member.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         resources,
         ..ContainerStatus::default()
     }
 }
 
-fn mount_status(mount: &VolumeMount) -> VolumeMountStatus {
+fn mount_status(o: &Observation<'_>, mount: &VolumeMount) -> VolumeMountStatus {
     let is_read_only = mount.read_only == Some(true);
+    let is_recursive = match mount.recursive_read_only.as_deref() {
+        Some("Enabled") => true,
+        Some("IfPossible") => o.has_recursive_read_only,
+        _ => false,
+    };
+    let recursive = if is_recursive { "Enabled" } else { "Disabled" };
     VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
         read_only: Some(true).filter(|_| is_read_only),
-        recursive_read_only: is_read_only.then(|| "Disabled".to_owned()),
+        recursive_read_only: is_read_only.then(|| recursive.to_owned()),
         ..VolumeMountStatus::default()
     }
 }

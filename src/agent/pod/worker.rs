@@ -465,6 +465,7 @@ impl Worker {
             starting: &self.containers.iter().filter(|(_, one)| one.grace.is_none()).map(|(name, _)| name.clone()).collect(),
             resizes: &self.resizes,
             host_ip: self.context.node_ip,
+            has_recursive_read_only: self.context.offer.has_recursive_read_only,
             started_at: self.started_at,
             ended: self.ended.as_ref(),
             is_terminal,

@@ -163,6 +163,7 @@ fn world(spec: Value) -> World {
             can_lower_oom_score: true,
             has_recursive_read_only: false,
             has_apparmor: false,
+            logs: super::context::LogLimits { max_bytes: 10 << 20, max_files: 5 },
         },
         pressures: Arc::default(),
         cpus: Arc::new(crate::agent::cpu::Cpus::shared_by_all()),
@@ -284,6 +285,34 @@ async fn a_crash_restarts_and_then_backs_off() {
     world.clock.advance(Duration::from_secs(11));
     world.mailbox.tell(|letters| letters.sources = true);
     world.until("restarted again", |world| world.status()["containerStatuses"][0]["restartCount"] == 2).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_holds_nothing_up_and_ends_nothing() {
+    const DAY_SECONDS: i64 = 86_400;
+    let world = world(one());
+    world.work();
+    world.until_ready().await;
+    let began = crate::rt::Clock::now(&*world.clock);
+    let set = |seconds: i64| {
+        world.clock.set(began + jiff::SignedDuration::from_secs(seconds));
+        world.mailbox.tell(|letters| letters.resync = true);
+    };
+    let restarts = |world: &World| world.status()["containerStatuses"][0]["restartCount"].clone();
+    let reason = |world: &World| world.status()["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    world.fake.exit(&world.id("web", 0), 3);
+    world.until("runs again", |world| restarts(world) == 1 && world.is_ready()).await;
+    for (step, attempt) in [(-DAY_SECONDS, 1), (DAY_SECONDS, 2)] {
+        set(0);
+        world.fake.exit(&world.id("web", attempt), 3);
+        world.until("backs off", |world| reason(world) == "CrashLoopBackOff").await;
+        set(step);
+        world.until("restarted", |world| restarts(world) == attempt + 1 && world.is_ready()).await;
+    }
+    assert_eq!(world.status()["phase"], "Running");
+    set(-DAY_SECONDS);
+    world.until("still there", |world| world.is_ready()).await;
+    assert_eq!(restarts(&world), 3);
 }
 
 #[tokio::test]

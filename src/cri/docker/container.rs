@@ -29,7 +29,12 @@ impl Engine {
     pub(super) async fn make_container(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let lowered = spec.oom_score_adj.is_some_and(|score| score < 0);
         let oom_score_adj = if lowered && !self.can_lower_oom_score().await { None } else { spec.oom_score_adj };
-        self.create_named(&spec.name, &spec.labels, body(spec, oom_score_adj)).await
+        let mut body = body(spec, oom_score_adj);
+        let groups = self.image_groups(spec).await?;
+        if let Some(config) = body.host_config.as_mut().filter(|_| !groups.is_empty()) {
+            config.group_add.get_or_insert_default().extend(groups);
+        }
+        self.create_named(&spec.name, &spec.labels, body).await
     }
 
     /// Creates a container under a name. One of that name with the same labels is the same container and is kept; any other
