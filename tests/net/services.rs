@@ -58,11 +58,11 @@ spec:
 "#;
 
 /// The names of the pods that answer at a URL, over as many tries as make a miss unlikely.
-pub fn answering(get: &dyn Fn(&str) -> Result<String, String>, url: &str) -> BTreeSet<String> {
+fn answering(get: &dyn Fn(&str) -> Result<String, String>, url: &str) -> BTreeSet<String> {
     (0..40).filter_map(|_| get(url).ok()).map(|name| name.trim().to_owned()).collect()
 }
 
-pub fn all_answer(what: &str, get: &dyn Fn(&str) -> Result<String, String>, url: &str, expected: &[&str]) {
+fn all_answer(what: &str, get: &dyn Fn(&str) -> Result<String, String>, url: &str, expected: &[&str]) {
     let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
     wait_for(&format!("{what}: {url} to be answered by {expected:?}"), MINUTE, || {
         let seen = answering(get, url);
