@@ -21,6 +21,8 @@ pub struct ContainerInstance {
     /// Docker's json-file log.
     pub log_path: Option<PathBuf>,
     pub tty: bool,
+    /// Of its first process, while it runs.
+    pub pid: Option<u32>,
 }
 
 /// The present instance of a container and the one before it.

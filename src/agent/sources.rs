@@ -1,4 +1,4 @@
-//! ConfigMaps, Secrets, claims and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
+//! ConfigMaps, Secrets, claims, trust bundles and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
 //! a pod needs it; a change tells the pods that use it.
 
 use std::collections::{BTreeSet, HashMap};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use parking_lot::Mutex;
 
+use crate::agent::volume::trust::Bundle;
 use crate::client::informer::{Change, Informer, Scope};
 use crate::client::{ApiObject, Client};
 use crate::rt::TaskGroup;
@@ -16,6 +17,9 @@ use crate::rt::TaskGroup;
 pub const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// How long to wait for the API to show what is known from before a restart.
 const SECOND_LOOK: Duration = Duration::from_secs(3);
+
+/// In place of a name: every object of the kind.
+const ALL: &str = "";
 
 /// Tells the pod with this uid that something it refers to has changed.
 pub type Changed = Arc<dyn Fn(&str) + Send + Sync>;
@@ -50,6 +54,7 @@ pub struct Sources {
     config_maps: Kept<ConfigMap>,
     secrets: Kept<Secret>,
     claims: Kept<PersistentVolumeClaim>,
+    bundles: Kept<Bundle>,
     services: Arc<Informer<Service>>,
 }
 
@@ -63,6 +68,7 @@ impl Sources {
             config_maps: Kept::default(),
             secrets: Kept::default(),
             claims: Kept::default(),
+            bundles: Kept::default(),
             services,
         }
     }
@@ -109,6 +115,15 @@ impl Sources {
         self.look(&self.claims, |_| false, uid, (namespace, name), patience).await
     }
 
+    /// All ClusterTrustBundles, for the pod `uid`.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn bundles(&self, uid: &str, patience: Duration) -> Result<Vec<Arc<Bundle>>, SourceError> {
+        let informer = self.informer(&self.bundles, |_| false, uid, ("", ALL), patience).await?;
+        Ok(informer.list())
+    }
+
     /// All Services, once they are known.
     ///
     /// # Errors
@@ -128,6 +143,7 @@ impl Sources {
         release(&self.config_maps, uid);
         release(&self.secrets, uid);
         release(&self.claims, uid);
+        release(&self.bundles, uid);
     }
 
     async fn look<K: ApiObject>(
@@ -138,6 +154,19 @@ impl Sources {
         (namespace, name): (&str, &str),
         patience: Duration,
     ) -> Result<Option<Arc<K>>, SourceError> {
+        let informer = self.informer(kept, is_final, uid, (namespace, name), patience).await?;
+        Ok(informer.get(namespace, name))
+    }
+
+    /// What watches the object of a name, or [`ALL`], once it knows it.
+    async fn informer<K: ApiObject>(
+        &self,
+        kept: &Kept<K>,
+        is_final: fn(&K) -> bool,
+        uid: &str,
+        (namespace, name): (&str, &str),
+        patience: Duration,
+    ) -> Result<Arc<Informer<K>>, SourceError> {
         let informer = {
             let mut kept = kept.0.lock();
             let key = (namespace.to_owned(), name.to_owned());
@@ -147,13 +176,14 @@ impl Sources {
         };
         let synced = tokio::time::timeout(patience, informer.synced()).await;
         synced.map_err(|_| SourceError { kind: K::KIND, name: name.to_owned() })?;
-        Ok(informer.get(namespace, name))
+        Ok(informer)
     }
 
     /// Watches an object; one that can change no more is watched no more.
     fn watch<K: ApiObject>(&self, namespace: &str, name: &str, is_final: fn(&K) -> bool) -> Watched<K> {
         let tasks = self.tasks.child();
-        let scope = Scope { namespace: namespace.to_owned(), query: format!("fieldSelector=metadata.name%3D{name}") };
+        let query = if name == ALL { String::new() } else { format!("fieldSelector=metadata.name%3D{name}") };
+        let scope = Scope { namespace: namespace.to_owned(), query };
         let informer = Informer::<K>::start(&tasks, self.client.clone(), scope);
         let users: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let (mut changes, changed, known) = (informer.subscribe(), Arc::clone(&self.changed), Arc::clone(&users));

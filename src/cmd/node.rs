@@ -18,7 +18,7 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig, Amounts, EvictionThresholds, Reserve};
+use crate::agent::{Agent, AgentConfig, Amounts, Reserve};
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -50,6 +50,18 @@ pub struct NodeParts<'a> {
     pub clock: SharedClock,
 }
 
+/// Whether the node's flags can be understood: told before anything is started.
+///
+/// # Errors
+/// The flag that is wrong, and why.
+pub fn check(settings: &NodeSettings) -> Result<(), CmdError> {
+    let reserve = settings.cpu.reserve(reserve(settings)?)?;
+    settings.cpu.policy(&reserve)?;
+    settings.eviction.settings()?;
+    thresholds(settings)?;
+    Ok(())
+}
+
 /// Starts the node's tasks and returns; Docker need not be there yet.
 ///
 /// # Errors
@@ -69,6 +81,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let clock = Arc::clone(&parts.clock);
     let static_pods_dir = settings.pod_manifest_path.clone().unwrap_or_else(|| parts.data_dir.join("static"));
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
+    let reserve = settings.cpu.reserve(reserve(settings)?)?;
     let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
@@ -88,7 +101,9 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
         max_pods: settings.max_pods,
-        reserve: reserve(settings)?,
+        cpu_policy: settings.cpu.policy(&reserve)?,
+        reserve,
+        eviction: settings.eviction.settings()?,
         allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
         static_pods_dir,
         client: parts.client,
@@ -121,7 +136,6 @@ fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {
     Ok(Reserve {
         system: Amounts::parse(&settings.system_reserved).map_err(wrong("system-reserved"))?,
         kube: Amounts::parse(&settings.kube_reserved).map_err(wrong("kube-reserved"))?,
-        eviction_hard: EvictionThresholds::parse(&settings.eviction_hard).map_err(wrong("eviction-hard"))?,
     })
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use super::cpu::CpuFlags;
+use super::eviction::EvictionFlags;
 use crate::agent::bootstrap::ClusterFacts;
 use crate::registry::PortRange;
 
@@ -74,9 +76,6 @@ pub struct NodeSettings {
     /// Resources that are kept for orch and Docker
     #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
     pub kube_reserved: String,
-    /// Margins of free memory and disk below which pods are evicted
-    #[arg(long, env = "ORCH_EVICTION_HARD", default_value = crate::agent::DEFAULT_EVICTION_HARD, value_name = "THRESHOLDS")]
-    pub eviction_hard: String,
     /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
     #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -89,6 +88,10 @@ pub struct NodeSettings {
     /// Percent of the engine's disk down to which they are removed
     #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
     pub image_gc_low_threshold: u64,
+    #[command(flatten)]
+    pub cpu: CpuFlags,
+    #[command(flatten)]
+    pub eviction: EvictionFlags,
 }
 
 /// Flags of the pod and service network; the same on all servers, which tell them to the nodes.

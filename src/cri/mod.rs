@@ -170,6 +170,8 @@ pub struct Resources {
     pub cpu_period_us: Option<i64>,
     pub memory_bytes: Option<i64>,
     pub pids: Option<i64>,
+    /// The CPUs it may run on (`0-3,8`).
+    pub cpuset: Option<String>,
     /// Bytes in huge pages by resource name; a pod's cgroup has them, the engine knows no such limit of a container.
     pub huge_pages: Vec<(String, i64)>,
 }

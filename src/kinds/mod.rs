@@ -34,6 +34,7 @@ pub mod rbac;
 pub mod resource;
 pub mod scheduling;
 pub mod storage;
+pub mod storagemigration;
 
 pub(crate) mod check;
 mod print;
@@ -94,6 +95,8 @@ pub static KINDS: &[&dyn BuiltIn] = &[
     &batch::cron_job::CRON_JOB,
     &batch::job::JOB,
     &certificates::certificate_signing_request::CERTIFICATE_SIGNING_REQUEST,
+    &certificates::cluster_trust_bundle::CLUSTER_TRUST_BUNDLE,
+    &certificates::pod_certificate_request::POD_CERTIFICATE_REQUEST,
     &coordination::lease::LEASE,
     &discovery::endpoint_slice::ENDPOINT_SLICE,
     &events::event::EVENT,
@@ -123,6 +126,7 @@ pub static KINDS: &[&dyn BuiltIn] = &[
     &storage::storage_class::STORAGE_CLASS,
     &storage::volume_attachment::VOLUME_ATTACHMENT,
     &storage::volume_attributes_class::VOLUME_ATTRIBUTES_CLASS,
+    &storagemigration::storage_version_migration::STORAGE_VERSION_MIGRATION,
 ];
 
 type Key = (&'static str, &'static str, &'static str);

@@ -182,11 +182,43 @@ impl<K: Typed> Definition<K> {
         self
     }
 
+    /// Served in a newer version of its group than the struct's, from which it differs in the name of the version alone.
+    #[must_use]
+    pub const fn promoted(mut self, version: &'static str) -> Self {
+        self.names.version = version;
+        self
+    }
+
     /// A kind that is only ever posted: a review or a binding.
     #[must_use]
     pub const fn create_only(mut self) -> Self {
         self.verbs = &[Verb::Create];
         self
+    }
+
+    fn decode(&self, object: &Object) -> Result<K, serde_json::Error> {
+        if self.names.version == K::VERSION {
+            return K::deserialize(&object.0);
+        }
+        let mut renamed = object.clone();
+        renamed.set(&["apiVersion"], K::API_VERSION);
+        K::deserialize(&renamed.0)
+    }
+
+    /// Changes an object through its struct. Metadata goes along untouched unless `with_metadata`. An object that does not decode or
+    /// encode is left alone; validation names what is wrong with it.
+    fn edit(&self, object: &mut Object, with_metadata: bool, change: impl FnOnce(&mut K)) {
+        let metadata = if with_metadata { None } else { object.0.remove("metadata") };
+        if let Ok(mut typed) = self.decode(object) {
+            change(&mut typed);
+            if let Ok(Value::Object(map)) = serde_json::to_value(&typed) {
+                object.0 = map;
+                object.set(&["apiVersion"], self.names.api_version());
+            }
+        }
+        if let Some(metadata) = metadata {
+            object.0.insert("metadata".to_owned(), metadata);
+        }
     }
 }
 
@@ -204,25 +236,6 @@ pub const fn names_of<const N: usize>(fields: &[Selectable; N]) -> [&'static str
         index += 1;
     }
     names
-}
-
-fn decode<K: Typed>(object: &Object) -> Result<K, serde_json::Error> {
-    K::deserialize(&object.0)
-}
-
-/// Changes an object through its struct. Metadata goes along untouched unless `with_metadata`. An object that does not decode or
-/// encode is left alone; validation names what is wrong with it.
-fn edit<K: Typed>(object: &mut Object, with_metadata: bool, change: impl FnOnce(&mut K)) {
-    let metadata = if with_metadata { None } else { object.0.remove("metadata") };
-    if let Ok(mut typed) = decode::<K>(object) {
-        change(&mut typed);
-        if let Ok(Value::Object(map)) = serde_json::to_value(&typed) {
-            object.0 = map;
-        }
-    }
-    if let Some(metadata) = metadata {
-        object.0.insert("metadata".to_owned(), metadata);
-    }
 }
 
 fn undecodable(error: &serde_json::Error) -> Vec<FieldError> {
@@ -256,7 +269,7 @@ impl<K: Typed> Kind for Definition<K> {
 
     fn row(&self, object: &Object, now: Timestamp) -> Vec<Value> {
         if let Some(row) = self.row
-            && let Ok(typed) = decode::<K>(object)
+            && let Ok(typed) = self.decode(object)
         {
             return row(&typed, now);
         }
@@ -292,7 +305,7 @@ impl<K: Typed> Kind for Definition<K> {
             default(object);
         }
         if let Some(default) = self.default {
-            edit::<K>(object, self.defaults_metadata, default);
+            self.edit(object, self.defaults_metadata, default);
         }
     }
 
@@ -302,26 +315,26 @@ impl<K: Typed> Kind for Definition<K> {
             object.0.insert("status".to_owned(), status);
         }
         if let Some(prepare) = self.prepare_create {
-            edit::<K>(object, true, prepare);
+            self.edit(object, true, prepare);
         }
     }
 
     fn prepare_update(&self, object: &mut Object, old: &Object, subresource: Option<Subresource>) {
-        if let (Some(prepare), Ok(old)) = (self.prepare_update, decode::<K>(old)) {
-            edit::<K>(object, true, |new| prepare(new, &old, subresource));
+        if let (Some(prepare), Ok(old)) = (self.prepare_update, self.decode(old)) {
+            self.edit(object, true, |new| prepare(new, &old, subresource));
         }
     }
 
     fn validate(&self, object: &Object) -> Vec<FieldError> {
-        match decode::<K>(object) {
+        match self.decode(object) {
             Ok(typed) => self.validate.map_or_else(Vec::new, |validate| validate(&typed)),
             Err(error) => undecodable(&error),
         }
     }
 
     fn validate_update(&self, object: &Object, old: &Object, subresource: Option<Subresource>) -> Vec<FieldError> {
-        let (Some(validate), Ok(old)) = (self.validate_update, decode::<K>(old)) else { return self.validate(object) };
-        match decode::<K>(object) {
+        let (Some(validate), Ok(old)) = (self.validate_update, self.decode(old)) else { return self.validate(object) };
+        match self.decode(object) {
             Ok(typed) => validate(&typed, &old, subresource),
             Err(error) => undecodable(&error),
         }
@@ -329,7 +342,7 @@ impl<K: Typed> Kind for Definition<K> {
 
     fn warnings(&self, object: &Object) -> Vec<String> {
         let Some(warnings) = self.warnings else { return Vec::new() };
-        decode::<K>(object).map_or_else(|_| Vec::new(), |typed| warnings(&typed))
+        self.decode(object).map_or_else(|_| Vec::new(), |typed| warnings(&typed))
     }
 
     fn validate_name(&self, name: &str, path: Path) -> Vec<FieldError> {
@@ -342,7 +355,7 @@ impl<K: Typed> Kind for Definition<K> {
 
     fn deletion_grace_seconds(&self, object: &Object, requested: Option<i64>) -> Option<i64> {
         let grace = self.grace?;
-        decode::<K>(object).ok().and_then(|typed| grace(&typed, requested))
+        self.decode(object).ok().and_then(|typed| grace(&typed, requested))
     }
 
     fn orphans_by_default(&self) -> bool {

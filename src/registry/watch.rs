@@ -73,10 +73,13 @@ impl Registry {
     }
 }
 
-/// A watch of one value of an indexed field or label is woken by its own changes only.
+/// A watch of one name, or of one value of an indexed field or label, is woken by its own changes only.
 fn narrowed(changes: Watch, selection: &ListOptions) -> Watch {
-    let indexed = selection.fields.requirements.iter().find(|term| term.equals && !term.field.starts_with("metadata."));
-    match (indexed, selection.labels.exact().next()) {
+    let exact = || selection.fields.requirements.iter().filter(|term| term.equals);
+    if let Some(name) = exact().find(|term| term.field == "metadata.name") {
+        return changes.narrowed_to_name(&name.value);
+    }
+    match (exact().find(|term| term.field != "metadata.namespace"), selection.labels.exact().next()) {
         (Some(term), _) => changes.narrowed_to(Indexed::Field, &term.field, &term.value),
         (None, Some((key, value))) => changes.narrowed_to(Indexed::Label, key, value),
         (None, None) => changes,

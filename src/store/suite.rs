@@ -262,6 +262,7 @@ async fn narrowed_watch(Subject { store, .. }: Subject) {
     let open = || store.watch("a/b/", start).unwrap();
     let mut watches = [Indexed::Label, Indexed::Field].map(|indexed| open().narrowed_to(indexed, "node", "one"));
     let mut idle = open().narrowed_to(Indexed::Field, "node", "three");
+    let (mut named, mut other) = (open().narrowed_to_name("x"), open().narrowed_to_name("b"));
     write(&store, vec![on("one"), on("one"), on("two"), on("two"), on("one"), delete("a/b/x"), on("two")]).await;
     for watch in &mut watches {
         for revision in [1, 2, 3, 5, 6] {
@@ -270,6 +271,10 @@ async fn narrowed_watch(Subject { store, .. }: Subject) {
         assert_eq!(watch.progress(), start + 7);
         assert!(tokio::time::timeout(Duration::from_millis(20), watch.next()).await.is_err());
     }
+    for revision in 1..=7 {
+        assert_eq!(next(&mut named).await.unwrap().revision, start + revision, "it has the name");
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(20), other.next()).await.is_err(), "nothing has the name");
     // The window passes a watch that is never concerned, and takes it along.
     for _ in 0..100 {
         write(&store, vec![on("two")]).await;

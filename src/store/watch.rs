@@ -45,28 +45,43 @@ pub enum Indexed {
     Field,
 }
 
-/// A label or an indexed field, and the value that a watch is about.
+/// What a watch of few of many objects is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Interest {
-    indexed: Indexed,
-    name: Arc<str>,
-    value: Arc<str>,
+enum Interest {
+    /// A value of a label or an indexed field.
+    Value { indexed: Indexed, name: Arc<str>, value: Arc<str> },
+    /// The last part of a key.
+    Name(Arc<str>),
 }
 
 impl Interest {
     fn all_of(entry: &Entry) -> impl Iterator<Item = Self> {
         let labels = entry.index.labels.iter().map(|pair| (Indexed::Label, pair));
         let fields = entry.index.fields.iter().map(|pair| (Indexed::Field, pair));
-        labels.chain(fields).map(|(indexed, (name, value))| Self { indexed, name: Arc::clone(name), value: Arc::clone(value) })
+        let values = labels.chain(fields).map(|(indexed, (name, value))| Self::Value {
+            indexed,
+            name: Arc::clone(name),
+            value: Arc::clone(value),
+        });
+        values.chain(std::iter::once(Self::Name(last_part(&entry.key).into())))
     }
 
     fn is_of(&self, entry: &Entry) -> bool {
-        let pairs = match self.indexed {
-            Indexed::Label => &entry.index.labels,
-            Indexed::Field => &entry.index.fields,
-        };
-        pairs.iter().any(|(name, value)| *name == self.name && *value == self.value)
+        match self {
+            Self::Value { indexed, name, value } => {
+                let pairs = match indexed {
+                    Indexed::Label => &entry.index.labels,
+                    Indexed::Field => &entry.index.fields,
+                };
+                pairs.iter().any(|(known, of)| known == name && of == value)
+            }
+            Self::Name(name) => last_part(&entry.key) == &**name,
+        }
     }
+}
+
+fn last_part(key: &str) -> &str {
+    key.rsplit_once('/').map_or(key, |(_, last)| last)
 }
 
 impl Record {
@@ -126,7 +141,8 @@ struct Ring {
     records: VecDeque<Arc<Record>>,
     /// For watches of everything.
     wake: watch::Sender<Revision>,
-    /// For watches that are about one value of a label or field: thousands of agents watch the pods of one node each.
+    /// For watches that are about one name, or one value of a label or field: thousands of agents watch the pods of one node each, and
+    /// the ConfigMaps that these use.
     topics: HashMap<Interest, watch::Sender<Revision>>,
 }
 
@@ -382,8 +398,17 @@ impl Watch {
     /// Only events of objects that have, or had before the change, this value of a label or indexed field. The others do not even
     /// wake this watch.
     #[must_use]
-    pub fn narrowed_to(mut self, indexed: Indexed, name: &str, value: &str) -> Self {
-        let interest = Interest { indexed, name: name.into(), value: value.into() };
+    pub fn narrowed_to(self, indexed: Indexed, name: &str, value: &str) -> Self {
+        self.narrowed(Interest::Value { indexed, name: name.into(), value: value.into() })
+    }
+
+    /// Only events of objects whose key ends with this name. The others do not even wake this watch.
+    #[must_use]
+    pub fn narrowed_to_name(self, name: &str) -> Self {
+        self.narrowed(Interest::Name(name.into()))
+    }
+
+    fn narrowed(mut self, interest: Interest) -> Self {
         if let Some(ring) = self.timeline.history.write().rings.get_mut(&self.bucket) {
             self.wake = ring.topics.entry(interest.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
         }

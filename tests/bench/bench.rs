@@ -4,11 +4,19 @@
 //! load generator runs on the same cores: so the server's CPU time and memory stand beside each figure.
 
 mod api;
+mod burst;
 mod client;
+#[path = "../net/cluster.rs"]
+mod cluster;
 mod dns;
+#[path = "../net/hosts.rs"]
+mod hosts;
+mod net;
 mod pods;
 mod proxy;
 mod server;
+#[path = "../support/mod.rs"]
+mod support;
 
 use server::Server;
 
@@ -21,8 +29,10 @@ const GROUPS: &[Group] = &[
     ("idle", server::idle),
     ("api", api::run),
     ("pods", pods::run),
+    ("burst", burst::run),
     ("proxy", proxy::run),
     ("dns", dns::run),
+    ("net", net::run),
 ];
 
 pub struct Runtime(tokio::runtime::Runtime);

@@ -54,7 +54,7 @@ fn raw_docker() -> f64 {
     elapsed
 }
 
-fn engine(method: &str, path: &str, body: &str) {
+pub fn engine(method: &str, path: &str, body: &str) {
     let mut stream = UnixStream::connect("/var/run/docker.sock").expect("a Docker engine");
     let head = format!("{method} {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Type: application/json\r\n");
     write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("a request");

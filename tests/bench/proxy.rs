@@ -121,7 +121,8 @@ async fn changes(api: &Api, size: usize) -> (Vec<f64>, Vec<f64>) {
         if is_last || index == size / 2 {
             index = size / 2 + usize::from(!is_last);
         }
-        let other = format!("10.97.9.{}", 20 + round);
+        // An address that the slice did not have: a write that changes nothing would be no change of the rules.
+        let other = format!("10.97.{}.{}", 10 + size.ilog10(), 20 + round);
         let endpoints: &[&str] = if is_last { &[NODE] } else { &[NODE, "10.97.9.9", &other] };
         let path = format!("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/s{index}");
         let begin = Instant::now();

@@ -7,6 +7,7 @@ mod away;
 mod csi;
 mod dns;
 mod engine;
+mod eviction;
 mod figures;
 mod healing;
 mod host;

@@ -287,6 +287,49 @@ fn images_are_volumes() {
 }
 
 #[test]
+fn trust_anchors_are_projected_and_follow_their_bundles() {
+    let cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.37");
+    let root = kubectl.jsonpath(&["configmap", "kube-root-ca.crt"], "{.data.ca\\.crt}");
+    let bundle = |name: &str, spec: &str, text: &str| {
+        let text = text.trim().replace('\n', "\\n");
+        format!(
+            "{{apiVersion: certificates.k8s.io/v1, kind: ClusterTrustBundle, metadata: {{name: {name}, labels: {{use: test}}}}, \
+             spec: {{{spec}trustBundle: \"{text}\\n\"}}}}"
+        )
+    };
+    let refused = kubectl.manifest(&["apply"], &bundle("none", "", "nothing")).unwrap_err();
+    assert!(
+        refused.contains("spec.trustBundle: Invalid value") && refused.contains("at least one trust anchor must be provided"),
+        "{refused}"
+    );
+    let refused = kubectl.manifest(&["apply"], &bundle("other", "signerName: example.com/s, ", &root)).unwrap_err();
+    assert!(refused.contains("must be named with prefix example.com:s:"), "{refused}");
+    apply(&kubectl, &bundle("anchors", "", &root));
+    apply(
+        &kubectl,
+        "{apiVersion: v1, kind: Pod, metadata: {name: app}, spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, \
+        image: busybox, imagePullPolicy: Never, command: [sleep, '3600'], volumeMounts: [{name: trust, mountPath: /trust}]}], \
+        volumes: [{name: trust, projected: {sources: [{clusterTrustBundle: {name: anchors, path: named.pem}}, \
+        {clusterTrustBundle: {signerName: example.com/s, labelSelector: {matchLabels: {use: test}}, optional: true, path: signed.pem}}]}}]}}",
+    );
+    ready(&kubectl, "app");
+    assert_eq!(exec(&kubectl, "app", "cat /trust/named.pem; wc -c < /trust/signed.pem"), format!("{}\n0\n", root.trim()));
+    apply(&kubectl, &bundle("example.com:s:1", "signerName: example.com/s, ", &root));
+    wait_for("the new bundle in the volume", Duration::from_secs(5), || {
+        let seen = exec(&kubectl, "app", "cat /trust/signed.pem");
+        if seen.trim() == root.trim() { Ok(()) } else { Err(seen) }
+    });
+    let listed = kubectl.run(["get", "clustertrustbundles", "--field-selector=spec.signerName=example.com/s"]);
+    assert!(
+        listed.contains("SIGNERNAME") && listed.contains("example.com:s:1   example.com/s") && !listed.contains("anchors"),
+        "{listed}"
+    );
+    kubectl.run(["delete", "pod", "app"]);
+    wait_nothing_mounted(&cluster);
+}
+
+#[test]
 fn configuration_is_swapped_while_the_pod_runs_and_sub_paths_stay_inside() {
     let cluster = Cluster::start();
     let kubectl = cluster.kubectl("1.33");

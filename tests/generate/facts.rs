@@ -5,8 +5,15 @@ use super::openapi::{Field, Type, Types, squash};
 /// Packages whose types have no protobuf form.
 pub const NO_PROTOBUF: &[&str] = &["io.k8s.apimachinery.pkg.version."];
 
+/// Groups whose v1beta1 is served as v1, as the next version of Kubernetes does.
+pub const PROMOTED: &[&str] = &["certificates", "storagemigration"];
+
 /// Packages whose messages have the tags of another version (they were promoted after the release of k8s-pb).
-pub const SAME_AS: &[(&str, &str)] = &[("api.admissionregistration.v1", "api.admissionregistration.v1beta1")];
+pub const SAME_AS: &[(&str, &str)] = &[
+    ("api.admissionregistration.v1", "api.admissionregistration.v1beta1"),
+    ("api.certificates.v1", "api.certificates.v1beta1"),
+    ("api.storagemigration.v1", "api.storagemigration.v1beta1"),
+];
 
 /// Messages whose fields JSON shows in the message around them.
 pub const INLINED: &[&str] = &[
@@ -23,6 +30,7 @@ pub const INLINED: &[&str] = &[
 
 /// Tags of fields that are newer than k8s-pb, and of those whose names differ; 0: an alpha field that is JSON only here.
 pub const TAGS: &[(&str, u32)] = &[
+    ("io.k8s.api.certificates.v1.PodCertificateRequestSpec.stubPKCS10Request", 12),
     ("io.k8s.api.core.v1.ImageVolumeStatus.imageRef", 1),
     ("io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus.containers", 0),
     ("io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus.resourceClaimName", 0),

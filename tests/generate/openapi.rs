@@ -63,7 +63,7 @@ pub fn read(folder: &Path) -> Types {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
-            } else if let Some((name, found)) = reader.read(&fs::read_to_string(&path).expect("a source")) {
+            } else if let Some((name, found)) = reader.read(&source(&path)) {
                 if !name.contains("alpha") && !name.contains("beta") {
                     types.insert(name, found);
                 }
@@ -71,6 +71,14 @@ pub fn read(folder: &Path) -> Types {
         }
     }
     types
+}
+
+/// A source; that of a promoted group as it reads in the version that it is served in.
+fn source(path: &Path) -> String {
+    let source = fs::read_to_string(path).expect("a source");
+    let folder = path.parent().expect("a folder");
+    let is_promoted = super::facts::PROMOTED.iter().any(|group| folder.ends_with(format!("{group}/v1beta1")));
+    if is_promoted { source.replace("v1beta1", "v1") } else { source }
 }
 
 /// Adds the list type of each kind that can be listed: k8s-openapi has one generic type for them.

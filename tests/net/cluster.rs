@@ -188,6 +188,13 @@ impl NetCluster {
         self.spawn(number - 1);
     }
 
+    /// Stops the agent on host K, and takes its node and all that it knows away: what starts next joins anew.
+    pub fn leave(&mut self, number: usize) {
+        self.stop(number);
+        self.kubectl().run(["delete", "node", &self.host(number).name]);
+        fs::remove_dir_all(self.data(number - 1)).unwrap();
+    }
+
     /// Runs a pod with `sleep` on host K, of an image that has a shell, and returns when it is ready.
     pub fn shell_pod(&self, name: &str, number: usize) -> NetPod<'_> {
         self.pod(name, number, "image: tools, command: [sleep, infinity]", "")

@@ -217,7 +217,7 @@ fn a_rollout_that_no_client_notices() {
             clients.iter().zip(&urls).map(|(client, url)| scope.spawn(move || client.exec(&LOAD.replace("URL", url)))).collect();
         kubectl.run(["set", "image", "deploy/web", "nginx=nginx:1.15"]);
         kubectl.run(["rollout", "status", "deploy/web", "--timeout=120s"]);
-        for replicas in ["8", "2"] {
+        for replicas in ["10", "2"] {
             kubectl.run(["scale", "deploy/web", &format!("--replicas={replicas}")]);
             kubectl.run(["rollout", "status", "deploy/web", "--timeout=120s"]);
         }

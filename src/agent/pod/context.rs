@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
+use super::super::cpu::Cpus;
+use super::super::eviction::Pressures;
 use super::super::image::Images;
 use super::super::pods::Pods;
 use super::super::probe::Prober;
@@ -100,6 +102,10 @@ pub struct Context {
     pub prober: Prober,
     pub pods: Arc<Pods>,
     pub offer: NodeOffer,
+    /// What the node is short of.
+    pub pressures: Arc<Pressures>,
+    /// Who runs on which CPUs.
+    pub cpus: Arc<Cpus>,
     /// What the node's pods were granted.
     pub grants: Grants,
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -138,7 +144,7 @@ impl Context {
 
     /// The downward API's view of a pod on this node.
     pub fn fields<'a>(&self, pod: &'a Pod, pod_ip: Option<IpAddr>) -> FieldContext<'a> {
-        FieldContext { pod, host_ip: self.node_ip, pod_ip, allocatable: self.offer.allocatable }
+        FieldContext { pod, host_ip: self.node_ip, pod_ip, allocatable: self.offer.allocatable.within(pod) }
     }
 
     /// The directory of a pod: volumes, hosts file, termination messages.

@@ -139,6 +139,7 @@ impl Worker {
         // A pod that is being deleted ends by its deletion's grace.
         let own = own.filter(|_| self.pod.metadata.deletion_timestamp.is_none()).map(Duration::from_secs);
         let grace = own.unwrap_or_else(|| grace_of(&self.pod));
+        let grace = self.evicted_within().map_or(grace, |evicted| self.within_deletion(evicted));
         let (context, pod, ip) = (Arc::clone(&self.context), Arc::clone(&self.pod), self.records.pod_ip);
         let (name, running) = (kill.container.clone(), self.running.subscribe());
         let (operation, abort) = abortable(async move {
@@ -258,6 +259,7 @@ impl Worker {
         match result {
             Ok(()) => {
                 self.retry.reset();
+                self.evicted = None;
                 let is_final = self.is_gone || self.pod.metadata.deletion_timestamp.is_some();
                 let ids: Vec<String> = self.runtime.ids();
                 for id in ids {

@@ -12,7 +12,8 @@ use super::env::expand;
 use super::files;
 use super::resources::{GPU, cgroup_parent, container_resources, limit, oom_score_adj, qos_class};
 use super::state::{Member, Role};
-use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, SandboxSpec, Seccomp, labels};
+use crate::agent::cpu::Share;
+use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, Resources, SandboxSpec, Seccomp, labels};
 
 /// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
 const LOG_MAX_BYTES: u64 = 10 << 20;
@@ -78,6 +79,8 @@ pub struct ContainerInput<'a> {
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub host_devices: Vec<Device>,
+    /// The CPUs that it runs on, where the node gives them out.
+    pub cpus: Option<Share>,
 }
 
 /// A container of a pod.
@@ -99,6 +102,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         env,
         mounts,
         host_devices,
+        cpus,
     } = input;
     let (container, default) = (&member.spec, PodSpec::default());
     let spec = pod.spec.as_ref().unwrap_or(&default);
@@ -147,12 +151,27 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
-        resources: if member.role == Role::Ephemeral { Default::default() } else { container_resources(container) },
+        resources: on_cpus(limits(pod, member), cpus.as_ref()),
         oom_score_adj: Some(score).filter(|score| *score >= 0 || offer.can_lower_oom_score),
         cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
         log_max_bytes: LOG_MAX_BYTES,
         log_max_files: LOG_MAX_FILES,
     })
+}
+
+/// What is added to look into a running pod is not limited.
+fn limits(pod: &Pod, member: &Member) -> Resources {
+    if member.role == Role::Ephemeral { Resources::default() } else { container_resources(pod, &member.spec) }
+}
+
+/// Limits of a container that runs on these CPUs. What has CPUs of its own is not slowed down there (upstream
+/// `DisableCPUQuotaWithExclusiveCPUs`).
+pub fn on_cpus(resources: Resources, share: Option<&Share>) -> Resources {
+    let cpuset = share.map(|share| share.cpus.to_string());
+    match share {
+        Some(share) if share.is_exclusive => Resources { cpuset, cpu_quota_us: None, cpu_period_us: None, ..resources },
+        _ => Resources { cpuset, ..resources },
+    }
 }
 
 fn user(

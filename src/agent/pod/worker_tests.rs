@@ -164,6 +164,8 @@ fn world(spec: Value) -> World {
             has_recursive_read_only: false,
             has_apparmor: false,
         },
+        pressures: Arc::default(),
+        cpus: Arc::new(crate::agent::cpu::Cpus::shared_by_all()),
         grants: Default::default(),
         allowed_unsafe_sysctls: Vec::new(),
         nodes: Informer::start(&tasks, client.clone(), Scope::all()),
@@ -404,4 +406,31 @@ async fn what_the_node_cannot_do_is_refused() {
     assert_eq!(status["message"], "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted");
     assert!(status.get("containerStatuses").is_none());
     assert_eq!((world.fake.count(Call::CreateSandbox), world.fake.count(Call::CreateContainer)), (0, 0));
+}
+
+#[tokio::test]
+async fn an_evicted_pod_ends_soon_and_says_why() {
+    let mut spec = one();
+    spec["terminationGracePeriodSeconds"] = json!(3_600);
+    let world = world(spec);
+    world.work();
+    world.until_ready().await;
+    let (done, gone) = tokio::sync::oneshot::channel();
+    let ended = super::status::Ended {
+        reason: "Evicted".to_owned(),
+        message: "The node was low on resource: memory. ".to_owned(),
+        grace: Some(Duration::from_secs(1)),
+        is_disruption: true,
+    };
+    world.mailbox.tell(|letters| letters.evict = Some(super::mailbox::Evict { ended, done }));
+    assert!(tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap().is_err(), "dropped when the pod has ended");
+    world.until("failed", |world| world.status()["phase"] == "Failed").await;
+    let status = world.status();
+    assert_eq!((&status["reason"], &status["message"]), (&json!("Evicted"), &json!("The node was low on resource: memory. ")));
+    let conditions = status["conditions"].as_array().cloned().unwrap();
+    let disruption = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&disruption["status"], &disruption["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(world.fake.count(Call::CreateContainer), 1, "it is not started again");
+    let sandboxes_gone = |world: &World| world.fake.id_of("k8s_POD_web_default_uid-1_0").is_none();
+    world.until("the sandbox is taken down", sandboxes_gone).await;
 }

@@ -1,4 +1,5 @@
-//! The content of volumes that come from the API: ConfigMap, Secret, downward API, and projections of all these and of tokens.
+//! The content of volumes that come from the API: ConfigMap, Secret, downward API, and projections of all these, of tokens and of trust
+//! anchors.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,12 +8,12 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
-    VolumeProjection,
+    ClusterTrustBundleProjection, ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 
 use super::atomic::{FileContent, Files};
-use super::{Volumes, is_local};
+use super::{Volumes, is_local, trust};
 use crate::agent::pod::context::Context;
 use crate::agent::pod::fields::{field_value, resource_value};
 use crate::agent::sources::FIRST_LOOK;
@@ -202,6 +203,8 @@ impl Gatherer<'_> {
             self.downward(source.items.as_deref(), mode)
         } else if let Some(source) = &projection.service_account_token {
             self.token(source, mode).await
+        } else if let Some(source) = &projection.cluster_trust_bundle {
+            self.anchors(source, mode).await
         } else {
             Err(invalid("a projection of this kind is not supported by this version"))
         }
@@ -211,9 +214,19 @@ impl Gatherer<'_> {
         let now = self.context.clock.now();
         let token = self.volumes.tokens.get(&self.context.client, self.pod, source, now).await?;
         self.out.renew_at = Some(self.out.renew_at.map_or(token.renew_at, |known| known.min(token.renew_at)));
+        self.put(&source.path, token.text.into_bytes(), self.private(mode))
+    }
+
+    async fn anchors(&mut self, source: &ClusterTrustBundleProjection, mode: i32) -> Result<(), GatherError> {
+        let bundles = self.context.sources.bundles(self.uid(), FIRST_LOOK).await?;
+        let text = trust::anchors(&bundles, source).map_err(invalid)?;
+        self.put(&source.path, text.into_bytes(), self.private(mode))
+    }
+
+    /// The mode of a file that the pod's group owns, where it has one.
+    fn private(&self, mode: i32) -> i32 {
         let security = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-        let has_group = security.is_some_and(|security| security.fs_group.is_some());
-        self.put(&source.path, token.text.into_bytes(), if has_group { 0o600 } else { mode })
+        if security.is_some_and(|security| security.fs_group.is_some()) { 0o600 } else { mode }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::rt::TaskGroup;
 
 pub mod reclaim;
 pub mod sub_path;
+pub mod trust;
 
 mod atomic;
 mod claim;

@@ -31,6 +31,7 @@ const PLAIN: &[(&str, &str, &str, &[&str])] = &[
     ("", "events", "", &["create", "update", "patch"]),
     ("events.k8s.io", "events", "", &["create", "update", "patch"]),
     ("certificates.k8s.io", "certificatesigningrequests", "", &["create", "get", "list", "watch"]),
+    ("certificates.k8s.io", "clustertrustbundles", "", &["get", "list", "watch"]),
     ("node.k8s.io", "runtimeclasses", "", &["get", "list", "watch"]),
     ("storage.k8s.io", "csidrivers", "", &["get", "list", "watch"]),
     ("networking.k8s.io", "networkpolicies", "", &["get", "list", "watch"]),

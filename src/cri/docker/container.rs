@@ -112,6 +112,7 @@ impl Engine {
             memory: resources.memory_bytes,
             memory_swap: resources.memory_bytes,
             pids_limit: resources.pids,
+            cpuset_cpus: resources.cpuset.clone(),
             ..ContainerUpdateBody::default()
         };
         self.within("update", RUNTIME_CALL, client.update_container(id, body)).await
@@ -172,6 +173,7 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
         // The same as memory: no swap.
         memory_swap: resources.memory_bytes,
         pids_limit: resources.pids,
+        cpuset_cpus: resources.cpuset.clone(),
         oom_score_adj,
         cgroup_parent: Some(spec.cgroup_parent.clone()),
         log_config: Some(log_config(spec)),

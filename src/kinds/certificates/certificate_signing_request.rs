@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::api::table::human_duration;
-use crate::kinds::check::{is_blank, required, str_of};
+use crate::kinds::check::{is_blank, str_of};
 use crate::kinds::print::{NONE, age, name};
 use crate::kinds::typed::{Definition, Selectable, names_of};
 
@@ -70,10 +70,7 @@ fn validate(request: &CertificateSigningRequest) -> Vec<FieldError> {
     if is_blank(&spec.usages) {
         errors.push(FieldError::required(path.child("usages"), ""));
     }
-    if required(&mut errors, &path.child("signerName"), &spec.signer_name) && !spec.signer_name.contains('/') {
-        let why = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-        errors.push(FieldError::invalid(path.child("signerName"), spec.signer_name.as_str(), why));
-    }
+    super::signer_name(&mut errors, &path.child("signerName"), &spec.signer_name);
     if let Some(seconds) = spec.expiration_seconds.filter(|seconds| *seconds < SECONDS_MIN) {
         let why = "may not specify a duration less than 600 seconds (10 minutes)";
         errors.push(FieldError::invalid(path.child("expirationSeconds"), seconds, why));

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource, ProjectedVolumeSource, Volume,
-    VolumeProjection,
+    ClusterTrustBundleProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource,
+    ProjectedVolumeSource, Volume, VolumeProjection,
 };
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ use super::env::{VOLUME_FIELDS, field_ref, pull_policy, resource_field_ref};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
-use crate::kinds::check::{Errors, one_of, required, required_rule, str_of, unique};
+use crate::kinds::check::{Errors, label_selector, one_of, required, required_rule, str_of, unique};
 use crate::kinds::core::persistent_volume_claim;
 
 const TWO_TYPES: &str = "may not specify more than 1 volume type";
@@ -261,8 +261,35 @@ fn projection<'a>(errors: &mut Errors, path: &Path, source: &'a VolumeProjection
         paths.push(&token.path);
     }
     if let Some(bundle) = &source.cluster_trust_bundle {
-        file_path(errors, &path.child("clusterTrustBundle").child("path"), &bundle.path);
+        trust_bundle(errors, &path.child("clusterTrustBundle"), bundle);
         paths.push(&bundle.path);
     }
     paths
+}
+
+/// A bundle by its name, or those of a signer that labels select.
+fn trust_bundle(errors: &mut Errors, path: &Path, bundle: &ClusterTrustBundleProjection) {
+    match (&bundle.name, &bundle.signer_name) {
+        (None, None) => errors.push(FieldError::required(path.clone(), "either name or signerName must be specified")),
+        (Some(_), Some(_)) => {
+            errors.push(FieldError::invalid(path.clone(), Value::Null, "only one of name and signerName may be used"))
+        }
+        (Some(name), None) => {
+            required(errors, &path.child("name"), name);
+            if bundle.label_selector.is_some() {
+                errors.push(FieldError::invalid(
+                    path.child("labelSelector"),
+                    Value::Null,
+                    "labelSelector must be unset if signerName is not set",
+                ));
+            }
+        }
+        (None, Some(signer)) => {
+            required(errors, &path.child("signerName"), signer);
+            if let Some(selector) = &bundle.label_selector {
+                label_selector(errors, &path.child("labelSelector"), selector);
+            }
+        }
+    }
+    file_path(errors, &path.child("path"), &bundle.path);
 }
