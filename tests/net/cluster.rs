@@ -96,7 +96,12 @@ impl NetCluster {
 
     fn spawn(&mut self, at: usize) {
         assert!(self.orch[at].is_none(), "orch runs on {}", self.hosts.all[at].name);
-        self.orch[at] = Some(self.hosts.all[at].spawn("orch.log", env!("CARGO_BIN_EXE_orch"), self.flags(at)));
+        let host = &self.hosts.all[at];
+        // A library that the test prepared is loaded before orch's own.
+        let library = Some(host.folder.join("preload.so")).filter(|file| file.exists());
+        let preload = library.map(|file| format!("LD_PRELOAD={}", file.display()));
+        let command = preload.into_iter().chain([env!("CARGO_BIN_EXE_orch").to_owned()]).chain(self.flags(at));
+        self.orch[at] = Some(host.spawn("orch.log", "env", command));
         if at == 0 {
             self.wait_server();
         }
