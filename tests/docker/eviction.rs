@@ -191,7 +191,14 @@ fn a_machine_short_of_memory_ends_who_uses_more_than_it_asked_for() {
 #[test]
 fn pods_that_use_up_what_is_theirs_do_not_touch_what_is_kept() {
     let kept = format!("--system-reserved=memory={}Mi", total_memory() / MIB - 2_048);
-    memory_pressure(&[&kept, "--eviction-hard=allocatableMemory.available<1800Mi"], "1800Mi", 350);
+    let soft = [
+        kept.as_str(),
+        "--eviction-hard=",
+        "--eviction-soft=allocatableMemory.available<1800Mi",
+        "--eviction-soft-grace-period=allocatableMemory.available=3s",
+        "--eviction-max-pod-grace-period=5",
+    ];
+    memory_pressure(&soft, "1800Mi", 350);
 }
 
 /// Puts a small file system where the cluster keeps its data.

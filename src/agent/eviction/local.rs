@@ -51,20 +51,28 @@ impl Limits {
         self.empty_dirs.is_empty() && self.pod.is_none()
     }
 
-    /// What of it is exceeded, in words.
-    pub fn exceeded(&self, disk: &PodDisk, has_image_file_system: bool) -> Option<String> {
+    /// What of it is exceeded: as metrics name it, and in words.
+    pub fn exceeded(&self, disk: &PodDisk, has_image_file_system: bool) -> Option<(&'static str, String)> {
         let above = |bytes: u64, limit: &Quantity| i64::try_from(bytes).unwrap_or(i64::MAX) > limit.value();
         let used = |name: &str| disk.volumes.iter().find(|(known, _)| known == name).map_or(0, |(_, disk)| disk.bytes);
         if let Some((name, limit)) = self.empty_dirs.iter().find(|(name, limit)| above(used(name), limit)) {
-            return Some(message::empty_dir(name, *limit));
+            return Some(("emptydirfs.limit", message::empty_dir(name, *limit)));
         }
         if let Some(limit) = self.pod.filter(|limit| above(disk.total().bytes, limit)) {
-            return Some(message::pod_storage(limit));
+            return Some(("ephemeralpodfs.limit", message::pod_storage(limit)));
         }
         let own = |name: &str| disk.container(name, !has_image_file_system).bytes;
         let container = self.containers.iter().find(|(name, limit)| above(own(name), limit));
-        container.map(|(name, limit)| message::container_storage(name, *limit))
+        container.map(|(name, limit)| ("ephemeralcontainerfs.limit", message::container_storage(name, *limit)))
     }
+}
+
+/// A pod that keeps too much.
+pub struct Exceeding {
+    pub pod: Arc<Pod>,
+    /// As metrics name it.
+    pub limit: &'static str,
+    pub why: String,
 }
 
 /// When each pod with limits was, and is to be, measured.
@@ -74,8 +82,8 @@ pub struct LocalStorage {
 }
 
 impl LocalStorage {
-    /// Measures the pods whose turn it is; returns those that keep too much, and what is too much.
-    pub async fn check(&mut self, views: &[Arc<PodView>], pods_dir: &Path, has_image_fs: bool) -> Vec<(Arc<Pod>, String)> {
+    /// Measures the pods whose turn it is; returns those that keep too much.
+    pub async fn check(&mut self, views: &[Arc<PodView>], pods_dir: &Path, has_image_fs: bool) -> Vec<Exceeding> {
         let mut exceeding = Vec::new();
         for (uid, view, limits) in self.due(views) {
             let began = instant();
@@ -83,7 +91,10 @@ impl LocalStorage {
             let measured = TaskGroup::blocking(move || measure(&seen, &wanted, &folder)).await;
             let rest = (began.elapsed() * REST).clamp(LEAST_REST, LONGEST_REST);
             match measured {
-                Ok(disk) => exceeding.extend(limits.exceeded(&disk, has_image_fs).map(|why| (Arc::clone(&view.pod), why))),
+                Ok(disk) => {
+                    let exceeded = limits.exceeded(&disk, has_image_fs);
+                    exceeding.extend(exceeded.map(|(limit, why)| Exceeding { pod: Arc::clone(&view.pod), limit, why }));
+                }
                 Err(error) => tracing::debug!(uid, %error, "a pod's storage was not measured"),
             }
             self.next.insert(uid, instant() + rest);
@@ -145,7 +156,7 @@ mod tests {
             (disk(1000, 25, 0, 0), true, None),
         ];
         for (disk, has_image_fs, expected) in table {
-            assert_eq!(limits.exceeded(&disk, has_image_fs).as_deref(), expected, "{disk:?}");
+            assert_eq!(limits.exceeded(&disk, has_image_fs).as_ref().map(|(_, why)| why.as_str()), expected, "{disk:?}");
         }
         assert!(Limits::of(&serde_json::from_value(json!({"spec": {"containers": [{"name": "c"}]}})).unwrap()).is_empty());
     }

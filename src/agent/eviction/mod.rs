@@ -28,6 +28,7 @@ use crate::rt::clock::instant;
 mod disk;
 mod local;
 pub mod message;
+mod metrics;
 mod notify;
 mod observe;
 pub mod rank;
@@ -50,7 +51,7 @@ const LEAST_GAP: Duration = Duration::from_secs(1);
 /// How long an evicted pod may take to end before the next one is chosen.
 const CLEAN_UP: Duration = Duration::from_secs(30);
 /// The grace of a pod that cannot wait.
-const IMMEDIATE: Duration = Duration::from_secs(1);
+pub const IMMEDIATE: Duration = Duration::from_secs(1);
 
 /// The node's conditions that keep pods away, as they are now.
 #[derive(Debug, Default)]
@@ -111,7 +112,8 @@ impl Evictor {
 
     /// Looks after the node, for ever.
     pub async fn run(mut self) {
-        let mut notifier = Notifier::new();
+        let is_memory = |threshold: &Threshold| threshold.signal.pressure() == Pressure::Memory;
+        let mut notifier = Notifier::new(self.parts.settings.thresholds.iter().any(is_memory));
         loop {
             let evicted = self.look(&mut notifier).await;
             if evicted.is_empty() {
@@ -144,8 +146,11 @@ impl Evictor {
         let views = active(&self.parts.pods);
         let has_image_fs = self.places.has_image_file_system();
         let mut evicted = Vec::new();
-        for (pod, why) in self.storage.check(&views, &self.pods_dir, has_image_fs).await {
-            evicted.extend(self.evict(&pod, IMMEDIATE, why, false));
+        for one in self.storage.check(&views, &self.pods_dir, has_image_fs).await {
+            if let Some(gone) = self.evict(&one.pod, IMMEDIATE, one.why, false) {
+                metrics::count(one.limit);
+                evicted.push(gone);
+            }
         }
         if evicted.is_empty() { self.relieve(&finding, observations, views, has_image_fs).await } else { evicted }
     }
@@ -190,6 +195,7 @@ impl Evictor {
             let grace = grace(threshold, &pod, self.parts.settings.max_pod_grace);
             let why = message::shortage(resource, &pod, usage.as_ref(), &finding.due, &observations);
             if let Some(gone) = self.evict(&pod, grace, why, true) {
+                metrics::count(threshold.signal.name());
                 return vec![gone];
             }
         }

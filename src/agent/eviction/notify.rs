@@ -29,12 +29,10 @@ struct Crossing {
 }
 
 impl Notifier {
-    /// A notifier of the whole machine's memory.
-    pub fn new() -> Self {
-        let pressure = pressure(Path::new(PSI)).map_err(|error| {
-            tracing::debug!(%error, "the kernel tells no memory pressure");
-        });
-        Self { pressure: pressure.ok(), crossing: None }
+    /// A notifier of the whole machine's memory, or of nothing where nobody cares.
+    pub fn new(is_wanted: bool) -> Self {
+        let open = || pressure(Path::new(PSI)).map_err(|error| tracing::info!(%error, "the kernel tells no memory pressure"));
+        Self { pressure: is_wanted.then(open).and_then(Result::ok), crossing: None }
     }
 
     /// Arms the threshold that is this many bytes of use away; a threshold that is passed already is not.

@@ -362,10 +362,15 @@ fn conditions(
 /// Conditions that are there only while they are true.
 const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
+/// The condition of a pod that is ended through no fault of its own.
+pub const DISRUPTION: &str = "DisruptionTarget";
+/// Its reason when the node ends the pod.
+pub const TERMINATED_BY_NODE: &str = "TerminationByKubelet";
+
 fn disruption_condition(ended: Option<&Ended>) -> Option<(&'static str, Verdict)> {
     let ended = ended.filter(|ended| ended.is_disruption)?;
     let message = Some(ended.message.clone());
-    Some(("DisruptionTarget", Verdict { is_true: true, reason: Some("TerminationByKubelet"), message }))
+    Some((DISRUPTION, Verdict { is_true: true, reason: Some(TERMINATED_BY_NODE), message }))
 }
 
 fn resize_conditions(resizes: &Resizes) -> Vec<(&'static str, Verdict)> {

@@ -438,6 +438,19 @@ async fn what_the_node_cannot_do_is_refused() {
 }
 
 #[tokio::test]
+async fn an_eviction_goes_on_after_a_restart_of_the_agent() {
+    let world = world(one());
+    world.api.change(|pod| {
+        pod["status"] = json!({"phase": "Running", "startTime": "2027-01-15T08:00:00Z", "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low"}]});
+    });
+    world.work();
+    world.until("failed", |world| world.status()["phase"] == "Failed").await;
+    assert_eq!((&world.status()["reason"], &world.status()["message"]), (&json!("Evicted"), &json!("low")));
+    assert_eq!(world.fake.count(Call::CreateContainer), 0, "what was evicted is not started again");
+}
+
+#[tokio::test]
 async fn an_evicted_pod_ends_soon_and_says_why() {
     let mut spec = one();
     spec["terminationGracePeriodSeconds"] = json!(3_600);
