@@ -107,20 +107,19 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
     let user = user(pod, container, &pod_security, &security, image)?;
     let (capabilities_add, capabilities_drop) = capabilities(security.capabilities.as_ref());
     let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-    let expand_all = |words: &Vec<String>| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>();
-    let nonempty = |words: &&Vec<String>| !words.is_empty();
-    let mut labels = base_labels(pod, owner, "container", attempt);
-    labels.insert(labels::CONTAINER_NAME.to_owned(), container.name.clone());
-    labels.insert(labels::SANDBOX_ID.to_owned(), sandbox_id.to_owned());
-    labels.insert(labels::SPEC_HASH.to_owned(), member.hash.clone());
+    let expand_all = |words: &Option<Vec<String>>| {
+        let words = words.as_ref().filter(|words| !words.is_empty());
+        words.map(|words| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>())
+    };
+    let labels = container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id);
     let privileged = security.privileged == Some(true);
     let score = oom_score_adj(pod, container, offer.memory_bytes);
     let groups = pod_security.supplemental_groups.iter().flatten().copied().chain(pod_security.fs_group);
     Ok(ContainerSpec {
         name: container_name(pod, &container.name, attempt),
         image: container.image.clone().unwrap_or_default(),
-        command: container.command.as_ref().filter(nonempty).map(expand_all),
-        args: container.args.as_ref().filter(nonempty).map(expand_all),
+        command: expand_all(&container.command),
+        args: expand_all(&container.args),
         env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         working_dir: text(container.working_dir.as_ref()).to_owned(),
         labels,
@@ -154,6 +153,16 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         log_max_bytes: offer.logs.max_bytes,
         log_max_files: offer.logs.max_files,
     })
+}
+
+fn container_labels(mut labels: BTreeMap<String, String>, member: &Member, sandbox_id: &str) -> BTreeMap<String, String> {
+    let own = [
+        (labels::CONTAINER_NAME, member.spec.name.as_str()),
+        (labels::SANDBOX_ID, sandbox_id),
+        (labels::SPEC_HASH, member.hash.as_str()),
+    ];
+    labels.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    labels
 }
 
 /// What is added to look into a running pod is not limited.
