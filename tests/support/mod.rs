@@ -119,6 +119,10 @@ impl Cluster {
             format!("--service-cidr=10.{}.0.0/16", 160 + number),
             "--config=/dev/null".to_owned(),
         ];
+        // How full the disk is that the tests run on is no part of them.
+        if !self.extra.iter().any(|flag| flag.starts_with("--eviction-hard")) {
+            flags.push("--eviction-hard=memory.available<100Mi".to_owned());
+        }
         flags.extend(self.extra.iter().cloned());
         flags
     }

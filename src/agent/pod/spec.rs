@@ -111,7 +111,6 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         let words = words.as_ref().filter(|words| !words.is_empty());
         words.map(|words| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>())
     };
-    let labels = container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id);
     let privileged = security.privileged == Some(true);
     let score = oom_score_adj(pod, container, offer.memory_bytes);
     let groups = pod_security.supplemental_groups.iter().flatten().copied().chain(pod_security.fs_group);
@@ -122,7 +121,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         args: expand_all(&container.args),
         env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         working_dir: text(container.working_dir.as_ref()).to_owned(),
-        labels,
+        labels: container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id),
         mounts,
         host_devices,
         sandbox_id: sandbox_id.to_owned(),
