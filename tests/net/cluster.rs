@@ -89,6 +89,9 @@ impl NetCluster {
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),
+            // A disk that is nearly full is not what is tested.
+            "--eviction-hard=memory.available<50Mi,nodefs.available<1%,imagefs.available<1%".to_owned(),
+            "--image-gc-high-threshold=100".to_owned(),
         ]);
         flags.extend(self.extra.iter().cloned());
         flags
