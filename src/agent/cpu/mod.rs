@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::cri::{Resources, Runtime, State, labels};
+use crate::cri::{Resources, Runtime, RuntimeError, State, labels};
 use crate::rt::files;
 
 mod assign;
@@ -24,6 +25,8 @@ use topology::Topology;
 /// The state, in the agent's folder: upstream's name.
 const STATE_FILE: &str = "cpu_manager_state";
 const CPUS: &str = "/sys/devices/system/cpu";
+/// How long until containers that could not be moved are moved again: upstream's `cpuManagerReconcilePeriod`.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// How CPUs are given to containers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -143,18 +146,24 @@ impl Cpus {
         let mut applied = HashMap::new();
         loop {
             changes.borrow_and_update();
-            self.apply(&*runtime, &mut applied).await;
-            if changes.changed().await.is_err() {
-                return;
+            let is_done = self.apply(&*runtime, &mut applied).await;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if !is_done => {}
             }
         }
     }
 
-    async fn apply(&self, runtime: &dyn Runtime, applied: &mut HashMap<String, CpuSet>) {
+    /// Returns whether every container is where it belongs.
+    async fn apply(&self, runtime: &dyn Runtime, applied: &mut HashMap<String, CpuSet>) -> bool {
         let containers = match runtime.list().await {
             Ok(containers) => containers,
-            Err(error) => return tracing::warn!(%error, "containers were not moved to their CPUs"),
+            Err(error) => {
+                tracing::debug!(%error, "containers were not moved to their CPUs");
+                return false;
+            }
         };
+        let mut is_done = true;
         let running: Vec<_> = containers.iter().filter(|one| one.state == State::Running).collect();
         applied.retain(|id, _| running.iter().any(|one| one.id == *id));
         for one in running {
@@ -165,9 +174,15 @@ impl Cpus {
                 Ok(()) => {
                     applied.insert(one.id.clone(), share.cpus);
                 }
-                Err(error) => tracing::warn!(id = one.id, cpus = %share.cpus, %error, "a container was not moved to its CPUs"),
+                // It has ended since it was listed.
+                Err(RuntimeError::NotFound(_) | RuntimeError::Conflict(_)) => {}
+                Err(error) => {
+                    tracing::warn!(id = one.id, cpus = %share.cpus, %error, "a container was not moved to its CPUs; trying again");
+                    is_done = false;
+                }
             }
         }
+        is_done
     }
 }
 
