@@ -316,9 +316,9 @@ fn nobody_passes_for_another(cluster: &NetCluster) {
     assert!(rule.contains("drop") && !rule.contains("packets 0 "), "{rule}");
     // VXLAN would carry any address: not to nodes, but to pods, who may have a network of their own.
     for ip in [cluster.host(1).ip, cluster.host(2).ip] {
-        liar.run(&format!("dig +tries=1 +time=1 @{ip} -p 8472 x >/dev/null; true")).unwrap();
+        honest.run(&format!("dig +tries=1 +time=1 @{ip} -p 8472 x >/dev/null; true")).unwrap();
     }
-    assert_eq!(liar.udp_arrives(&victims[1], 8472), PACKETS);
+    assert_eq!(honest.udp_arrives(&victims[1], 8472), PACKETS);
     let rules = cluster.host(1).exec("nft list ruleset | grep 'VXLAN of a pod to'");
     let dropped = rules.lines().filter(|line| !line.contains("packets 0 ")).count();
     assert_eq!(dropped, 2, "to this node and to another: {rules}");

@@ -110,8 +110,9 @@ spec:
   - {name: main, image: orch-test, imagePullPolicy: Never, lifecycle: {preStop: {sleep: {seconds: 100}}}}
 "#;
 
-/// From now on the host has no program that sets rules. Its engine has started and needs them no more.
+/// From now on the host forwards nothing by itself, and has no program that sets rules. Its engine has started and needs them no more.
 fn hide_programs(host: &Host) {
+    host.exec("iptables -P FORWARD DROP");
     let programs = "nft iptables iptables-restore iptables-save iptables-legacy xtables-nft-multi xtables-legacy-multi";
     host.exec(&format!("for f in $(which -a {programs}); do mount --bind /dev/null $f || exit 1; done"));
     assert!(host.try_exec("nft list tables").is_err() && host.try_exec("iptables -S").is_err());

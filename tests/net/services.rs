@@ -89,10 +89,9 @@ pub fn service(kubectl: &Kubectl, name: &str, path: &str) -> String {
 
 #[test]
 fn every_way_to_a_service() {
-    let cluster = NetCluster::start(&[0, 0, 1]);
+    // As an engine has it that switched forwarding on by itself.
+    let cluster = NetCluster::start_with_hosts(&[0, 0, 1], &[], |host| drop(host.exec("iptables -P FORWARD DROP")));
     let kubectl = cluster.kubectl();
-    let forward = cluster.host(1).exec("iptables -S FORWARD");
-    assert!(forward.contains("-P FORWARD DROP"), "the engine lets nothing through by itself: {forward}");
     kubectl.manifest(&["apply"], SERVICE).unwrap();
     let names = ["echo1", "echo2", "echo3"];
     for (at, name) in names.iter().enumerate() {
