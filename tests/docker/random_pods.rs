@@ -533,7 +533,7 @@ fn outcome(pod: &Value) -> Result<String, String> {
             state.map(str::to_owned)
         })
         .collect();
-    let is_starting = |reason: &String| matches!(reason.as_str(), "ContainerCreating" | "PodInitializing");
+    let is_starting = |reason: &String| matches!(reason.as_str(), "ContainerCreating" | "PodInitializing" | "Completed");
     match phase {
         "Running" | "Succeeded" => Ok(phase.to_owned()),
         "Failed" if status["reason"].is_string() || !reasons.is_empty() => {
