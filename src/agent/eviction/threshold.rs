@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::signal::Signal;
 use crate::api::quantity::{Format, Quantity};
 
-/// Upstream's margins.
+/// Upstream's margins, but for disks: those of k3s. A machine that does more than run pods may well have nine tenths of its disk in use.
 pub const DEFAULT_EVICTION_HARD: &str =
-    "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%";
+    "memory.available<100Mi,nodefs.available<5%,nodefs.inodesFree<5%,imagefs.available<5%,imagefs.inodesFree<5%";
 
 /// An amount, or a part of what there is.
 #[derive(Debug, Clone, Copy, PartialEq)]
