@@ -110,9 +110,8 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
     let expand_all = |words: &Vec<String>| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>();
     let nonempty = |words: &&Vec<String>| !words.is_empty();
     let mut labels = base_labels(pod, owner, "container", attempt);
-    labels.insert(labels::CONTAINER_NAME.to_owned(), container.name.clone());
-    labels.insert(labels::SANDBOX_ID.to_owned(), sandbox_id.to_owned());
-    labels.insert(labels::SPEC_HASH.to_owned(), member.hash.clone());
+    let own = [(labels::CONTAINER_NAME, &*container.name), (labels::SANDBOX_ID, sandbox_id), (labels::SPEC_HASH, &*member.hash)];
+    labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let privileged = security.privileged == Some(true);
     let score = oom_score_adj(pod, container, offer.memory_bytes);
     let groups = pod_security.supplemental_groups.iter().flatten().copied().chain(pod_security.fs_group);
