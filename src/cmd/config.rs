@@ -173,6 +173,8 @@ mod tests {
         let text = match long {
             "disable-agent" => "true",
             "node-label" => "a=b",
+            "container-log-max-size" => "1Mi",
+            "container-log-max-files" => "3",
             "node-taint" => "a=b:NoSchedule",
             "service-node-port-range" => "31000-31999",
             "container-log-max-files" => "7",
