@@ -177,7 +177,6 @@ mod tests {
             "container-log-max-files" => "3",
             "node-taint" => "a=b:NoSchedule",
             "service-node-port-range" => "31000-31999",
-            "container-log-max-files" => "7",
             "node-monitor-grace-period" | "eviction-pressure-transition-period" => "25s",
             _ if long.ends_with("cidr") => "10.99.0.0/16",
             _ if long.ends_with("-ip") || long.ends_with("-address") || long.ends_with("-dns") => "10.9.8.7",
