@@ -12,7 +12,9 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
+use super::cpu::Cpus;
 use super::csi::{CsiMounts, Drivers};
+use super::eviction::{self, Evictor};
 use super::image::Images;
 use super::image::collect::Collector;
 use super::image::ledger::Ledger;
@@ -69,6 +71,8 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
         let made = tokio::fs::create_dir_all(&directory).await;
         made.map_err(|source| AgentError::DataDir { path: directory, source })?;
     }
+    let cpus = Arc::new(Cpus::open(&config.cpu_policy, &config.data_dir).map_err(AgentError::Cpus)?);
+    until_cancelled(tasks, "CPUs", Arc::clone(&cpus).run(Arc::clone(&config.runtime)));
     let prober = Prober::new(Arc::clone(&config.runtime), tasks.child())?;
     let recorder = Recorder::new(tasks, &config.client.named("orch/kubelet"), "kubelet", &config.node_name, &config.clock);
     let events: Arc<dyn EventSink> = Arc::new(recorder);
@@ -91,6 +95,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
     until_cancelled(tasks, "pod network", async move { run_network(shared, node, nodes, slot).await });
     let parts = Parts {
         config,
+        cpus,
         informers,
         events,
         keeper,
@@ -98,6 +103,7 @@ pub(super) async fn run(config: AgentConfig, tasks: &TaskGroup) -> Result<(Arc<P
         network,
         prober,
         pods: Arc::clone(&pods),
+        stats: Arc::clone(&stats),
         tasks: tasks.clone(),
     };
     until_cancelled(tasks, "pods", async move { parts.run().await });
@@ -122,6 +128,7 @@ struct Shared {
 
 struct Parts {
     config: AgentConfig,
+    cpus: Arc<Cpus>,
     informers: Informers,
     events: Arc<dyn EventSink>,
     keeper: Arc<NodeKeeper>,
@@ -129,12 +136,13 @@ struct Parts {
     network: NetworkSlot,
     prober: Prober,
     pods: Arc<Pods>,
+    stats: Arc<Stats>,
     tasks: TaskGroup,
 }
 
 impl Parts {
     async fn run(self) {
-        let Self { config, informers, events, keeper, nodes, network, prober, pods, tasks } = self;
+        let Self { config, cpus, informers, events, keeper, nodes, network, prober, pods, stats, tasks } = self;
         let mut runtime_info = keeper.runtime_info();
         // Without an engine there is nothing that pods could be done with.
         let info = match runtime_info.wait_for(Option::is_some).await {
@@ -142,7 +150,7 @@ impl Parts {
             Err(_) => return,
         };
         let ledger = Arc::new(Ledger::open(config.data_dir.join(Ledger::FILE)));
-        keep_images(&config, &pods, &ledger, &keeper, &info, &tasks);
+        let collector = keep_images(&config, &pods, &ledger, &keeper, &info, &tasks);
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
         let changed = Arc::new(move |uid: &str| told.source_changed(uid));
@@ -161,13 +169,7 @@ impl Parts {
             client: config.client.clone(),
             runtime: Arc::clone(&config.runtime),
             clock: Arc::clone(&config.clock),
-            images: Images::new(
-                Arc::clone(&config.runtime),
-                Arc::clone(&config.clock),
-                Arc::clone(&events),
-                config.registries.clone(),
-                ledger,
-            ),
+            images: images(&config, &events, ledger),
             events,
             network,
             sources: Arc::new(sources),
@@ -179,6 +181,8 @@ impl Parts {
             prober,
             pods,
             offer: offer(&config, &info),
+            pressures: keeper.pressures(),
+            cpus,
             grants: Default::default(),
             allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
             nodes,
@@ -194,10 +198,40 @@ impl Parts {
             tracing::warn!(%error, "what a cut-off start left behind was not removed");
         }
         let context = Arc::new(context);
+        evict_when_short(&config, &info, &context, &mailboxes, (stats, keeper, collector));
         let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
         until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
         Dispatcher::new(context, mailboxes, checkpoints, statics).run(informer).await;
     }
+}
+
+fn images(config: &AgentConfig, events: &Arc<dyn EventSink>, ledger: Arc<Ledger>) -> Images {
+    let (runtime, clock) = (Arc::clone(&config.runtime), Arc::clone(&config.clock));
+    Images::new(runtime, clock, Arc::clone(events), config.registries.clone(), ledger)
+}
+
+/// Starts looking after what the node may run short of.
+fn evict_when_short(
+    config: &AgentConfig,
+    info: &RuntimeInfo,
+    context: &Context,
+    mailboxes: &Arc<Mailboxes>,
+    (stats, keeper, collector): (Arc<Stats>, Arc<NodeKeeper>, Arc<Collector>),
+) {
+    let evictor = Evictor::new(eviction::Parts {
+        settings: config.eviction.clone(),
+        image_dir: eviction::image_dir(&info.root_dir, &config.data_dir),
+        allocatable_memory_bytes: allocatable_memory(config),
+        data_dir: config.data_dir.clone(),
+        pods: Arc::clone(&context.pods),
+        mailboxes: Arc::clone(mailboxes),
+        stats,
+        keeper,
+        collector,
+        runtime: Arc::clone(&config.runtime),
+        events: Arc::clone(&context.events),
+    });
+    until_cancelled(&context.tasks, "evictions", evictor.run());
 }
 
 /// Loads the images that lie in a folder, and removes unused ones when the disk fills.
@@ -208,31 +242,40 @@ fn keep_images(
     keeper: &Arc<NodeKeeper>,
     info: &RuntimeInfo,
     tasks: &TaskGroup,
-) {
+) -> Arc<Collector> {
     let folder = config.data_dir.join("images");
     until_cancelled(tasks, "image preload", preload::run(Arc::clone(&config.runtime), folder));
-    let root = Some(info.root_dir.clone()).filter(|root| root.exists()).unwrap_or_else(|| config.data_dir.clone());
-    let collector = Collector::new(
+    let root = eviction::image_dir(&info.root_dir, &config.data_dir);
+    let collector = Arc::new(Collector::new(
         Arc::clone(&config.runtime),
         Arc::clone(ledger),
         Arc::clone(pods),
         Arc::clone(&config.clock),
         config.image_thresholds,
-    );
-    let keeper = Arc::clone(keeper);
+    ));
+    let (keeper, collecting) = (Arc::clone(keeper), Arc::clone(&collector));
     until_cancelled(tasks, "image collection", async move {
         loop {
             tokio::time::sleep(IMAGE_CHECK).await;
-            if let Err(why) = collector.collect(&root).await {
+            if let Err(why) = collecting.collect(&root).await {
                 keeper.warn("ImageGCFailed", &why);
             }
         }
     });
+    collector
+}
+
+/// What of the memory is the pods', where a part of it is kept from them; the margins of evictions are still theirs.
+fn allocatable_memory(config: &AgentConfig) -> Option<u64> {
+    let capacity = facts::capacity(&config.data_dir);
+    let allocatable = config.reserve.allocatable(&capacity, &Default::default());
+    let is_kept = config.reserve.system.memory_bytes > 0 || config.reserve.kube.memory_bytes > 0;
+    u64::try_from(allocatable.memory_bytes).ok().filter(|_| is_kept)
 }
 
 fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
     let capacity = facts::capacity(&config.data_dir);
-    let allocatable = config.reserve.allocatable(&capacity);
+    let allocatable = config.reserve.allocatable(&capacity, &config.eviction);
     NodeOffer {
         allocatable: Allocatable {
             cpu_milli: allocatable.cpu_milli,
@@ -244,6 +287,7 @@ fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
         can_lower_oom_score: info.can_lower_oom_score,
         has_recursive_read_only: info.has_recursive_read_only(),
         has_apparmor: info.has_apparmor,
+        logs: config.logs,
     }
 }
 

@@ -25,7 +25,9 @@ pub mod bootstrap;
 mod assembly;
 mod checkpoint;
 pub mod cleanup;
+pub mod cpu;
 mod csi;
+pub mod eviction;
 pub mod image;
 mod node;
 mod pod;
@@ -37,7 +39,8 @@ pub mod stats;
 pub mod tunnel;
 mod volume;
 
-pub use node::reserve::{Amounts, DEFAULT_EVICTION_HARD, EvictionThresholds, Reserve};
+pub use node::reserve::{Amounts, Reserve};
+pub use pod::context::LogLimits;
 pub use pods::{ContainerInstance, ContainerLookup, LookupError, Pods};
 
 /// Everything the agent needs; settings are resolved once, by `cmd`.
@@ -75,10 +78,16 @@ pub struct AgentConfig {
     pub registries: Registries,
     /// When unused images are removed.
     pub image_thresholds: Thresholds,
+    /// How large the logs of containers grow.
+    pub logs: LogLimits,
     /// Most pods that the node takes.
     pub max_pods: u32,
     /// What of the machine is kept from pods.
     pub reserve: Reserve,
+    /// How CPUs are given to containers.
+    pub cpu_policy: cpu::Policy,
+    /// When and how pods are evicted.
+    pub eviction: eviction::threshold::Settings,
     /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// The folder of static pods' manifests.
@@ -98,6 +107,9 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// The CPUs cannot be given out as asked for.
+    #[error("cannot start the CPU manager: {0}")]
+    Cpus(String),
     /// Probes over HTTPS need TLS.
     #[error("cannot set up TLS for probes")]
     Tls(#[from] crate::http::tls::TlsError),

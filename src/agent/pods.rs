@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::cri::State;
 
@@ -21,6 +22,8 @@ pub struct ContainerInstance {
     /// Docker's json-file log.
     pub log_path: Option<PathBuf>,
     pub tty: bool,
+    /// Of its first process, while it runs.
+    pub pid: Option<u32>,
 }
 
 /// The present instance of a container and the one before it.
@@ -90,6 +93,8 @@ pub(super) struct PodView {
 #[derive(Debug, Default)]
 pub struct Pods {
     views: RwLock<BTreeMap<(String, String), Arc<PodView>>>,
+    /// A container came, changed its state or went.
+    changed: watch::Sender<()>,
 }
 
 impl Pods {
@@ -123,9 +128,17 @@ impl Pods {
         found.cloned().ok_or_else(|| LookupError::NoContainer { container: container.to_owned(), pod: pod.to_owned() })
     }
 
+    /// Tells whenever a container came, changed its state or went: what a look-up gave may then be old.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     pub(super) fn publish(&self, view: PodView) {
-        let key = key(&view.pod);
-        self.views.write().insert(key, Arc::new(view));
+        let view = Arc::new(view);
+        let before = self.views.write().insert(key(&view.pod), Arc::clone(&view));
+        if before.is_none_or(|before| before.containers != view.containers) {
+            self.changed.send_replace(());
+        }
     }
 
     pub(super) fn withdraw(&self, pod: &Pod) {
@@ -134,6 +147,8 @@ impl Pods {
         // A pod of the same name that came after it keeps its place.
         if views.get(&key).is_some_and(|view| view.pod.metadata.uid == pod.metadata.uid) {
             views.remove(&key);
+            drop(views);
+            self.changed.send_replace(());
         }
     }
 }

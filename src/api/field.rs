@@ -135,6 +135,11 @@ impl FieldError {
     pub fn not_supported(path: Path, value: impl Into<Value>, supported: &[&str]) -> Self {
         let mut names: Vec<&str> = supported.to_vec();
         names.sort_unstable();
+        Self::not_supported_as_listed(path, value, &names)
+    }
+
+    /// A value that is none of a fixed list, which upstream shows in an order of its own.
+    pub fn not_supported_as_listed(path: Path, value: impl Into<Value>, names: &[&str]) -> Self {
         let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
         let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         Self::new(Problem::NotSupported, path, value.into(), detail)

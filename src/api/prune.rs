@@ -128,6 +128,12 @@ impl Walk {
     }
 
     fn value(&mut self, value: &mut Value, shape: &Shape) {
+        // Within lists and maps Go's decoder leaves a null as the zero of its type.
+        if value.is_null()
+            && let Some(zero) = zero(shape)
+        {
+            *value = zero;
+        }
         match (value, shape) {
             (Value::Object(map), Shape::Struct(id)) => self.structure(map, id.get()),
             (Value::Object(map), Shape::PropsOrBool | Shape::PropsOrArray | Shape::PropsOrStrings) => {
@@ -151,6 +157,18 @@ impl Walk {
             _ => {}
         }
     }
+}
+
+fn zero(shape: &Shape) -> Option<Value> {
+    Some(match shape {
+        Shape::String | Shape::Bytes => "".into(),
+        Shape::Bool => false.into(),
+        Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString => 0.into(),
+        Shape::Quantity => "0".into(),
+        Shape::Struct(_) | Shape::Map(_) => Map::new().into(),
+        Shape::List(_) => Vec::<Value>::new().into(),
+        _ => return None,
+    })
 }
 
 fn props() -> Option<&'static Type> {
@@ -259,6 +277,18 @@ mod tests {
                 "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "labels": {"x": "y"}},
                 "spec": {"replicas": 1, "template": {"metadata": {}, "spec": {"containers": [{"name": "a"}]}}},
             })
+        );
+    }
+
+    #[test]
+    fn nulls_in_lists_and_maps_are_zeros() {
+        let mut pod = json!({"metadata": {"labels": {"a": null}, "name": null},
+            "spec": {"nodeSelector": null, "containers": [{"command": ["sh", null], "env": [null], "resources": {"limits": {"cpu": null}}}]}});
+        assert_eq!(check(&mut pod, of("core.v1.Pod")), Vec::<String>::new());
+        assert_eq!(
+            pod,
+            json!({"metadata": {"labels": {"a": ""}},
+                "spec": {"containers": [{"command": ["sh", ""], "env": [{}], "resources": {"limits": {"cpu": "0"}}}]}})
         );
     }
 

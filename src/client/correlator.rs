@@ -11,6 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 
+use crate::api::names;
+use crate::rt::random;
+
 /// Different messages within [`SIMILAR_INTERVAL`] before they are combined.
 const SIMILAR_MAX: usize = 10;
 const SIMILAR_INTERVAL: Duration = Duration::from_secs(600);
@@ -113,7 +116,7 @@ impl Correlator {
             seen.last = now;
             return Verdict::Count { name: seen.name.clone(), message, count: seen.count, first: seen.first };
         }
-        let name = format!("{}.{:x}", about.name.as_deref().unwrap_or(""), now.as_nanosecond());
+        let name = event_name(about.name.as_deref().unwrap_or(""), now);
         self.seen.insert(key, Seen { name: name.clone(), count: 1, first: now, last: now });
         Verdict::Create { name, message }
     }
@@ -134,6 +137,12 @@ impl Correlator {
         forget_oldest(&mut self.seen, |seen| seen.last);
         forget_oldest(&mut self.buckets, |bucket| bucket.last);
     }
+}
+
+/// The name of an event: that of what it is about and the time, or, where that is no name (too long), one by chance.
+fn event_name(about: &str, now: Timestamp) -> String {
+    let name = format!("{about}.{:x}", now.as_nanosecond());
+    if names::dns1123_subdomain(&name).is_empty() { name } else { random::uid() }
 }
 
 fn elapsed(from: Timestamp, to: Timestamp) -> f64 {
@@ -168,6 +177,14 @@ mod tests {
     fn report(message: &str) -> Report {
         let about = ObjectReference { name: Some("web".into()), uid: Some("u".into()), ..ObjectReference::default() };
         Report { about, kind: "Normal", reason: "Pulled".into(), message: message.into() }
+    }
+
+    #[test]
+    fn names_are_names() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        assert_eq!(event_name("web", now), "web.18fae27693b40000");
+        let long = event_name(&"a".repeat(253), now);
+        assert_eq!((long.len(), names::dns1123_subdomain(&long)), (36, Vec::new()));
     }
 
     #[test]

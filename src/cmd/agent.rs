@@ -44,6 +44,7 @@ fn name(settings: &AgentSettings) -> String {
 
 /// Joins and starts the node; returns what is cancelled when it is removed from the cluster.
 async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<CancellationToken, CmdError> {
+    node::check(&settings.node)?;
     let clock: SharedClock = Arc::new(SystemClock);
     let given = settings.token.as_deref().filter(|token| !token.is_empty());
     let token = given.map(Token::parse).transpose().map_err(CmdError::Setting)?;

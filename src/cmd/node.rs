@@ -18,7 +18,8 @@ use crate::agent::image::registries::Registries;
 use crate::agent::server::KubeletServer;
 use crate::agent::server::authorize::Access;
 use crate::agent::tunnel::{self, NodeTargets};
-use crate::agent::{Agent, AgentConfig, Amounts, EvictionThresholds, Reserve};
+use crate::agent::{Agent, AgentConfig, Amounts, LogLimits, Reserve};
+use crate::api::quantity::Quantity;
 use crate::client::Client;
 use crate::client::https::Https;
 use crate::cri::Runtime;
@@ -50,6 +51,18 @@ pub struct NodeParts<'a> {
     pub clock: SharedClock,
 }
 
+/// Whether the node's flags can be understood: told before anything is started.
+///
+/// # Errors
+/// The flag that is wrong, and why.
+pub fn check(settings: &NodeSettings) -> Result<(), CmdError> {
+    let reserve = settings.cpu.reserve(reserve(settings)?)?;
+    settings.cpu.policy(&reserve)?;
+    settings.eviction.settings()?;
+    thresholds(settings)?;
+    Ok(())
+}
+
 /// Starts the node's tasks and returns; Docker need not be there yet.
 ///
 /// # Errors
@@ -69,6 +82,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
     let clock = Arc::clone(&parts.clock);
     let static_pods_dir = settings.pod_manifest_path.clone().unwrap_or_else(|| parts.data_dir.join("static"));
     let names = vec![parts.name.clone(), parts.node_ip.to_string()];
+    let reserve = settings.cpu.reserve(reserve(settings)?)?;
     let access = Access::new(&parts.name, &parts.client);
     let config = AgentConfig {
         node_name: parts.name,
@@ -87,8 +101,11 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         owner,
         registries: Registries::read(&settings.private_registry).map_err(|error| CmdError::Setting(error.to_string()))?,
         image_thresholds: thresholds(settings)?,
+        logs: log_limits(settings)?,
         max_pods: settings.max_pods,
-        reserve: reserve(settings)?,
+        cpu_policy: settings.cpu.policy(&reserve)?,
+        reserve,
+        eviction: settings.eviction.settings()?,
         allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
         static_pods_dir,
         client: parts.client,
@@ -121,7 +138,6 @@ fn reserve(settings: &NodeSettings) -> Result<Reserve, CmdError> {
     Ok(Reserve {
         system: Amounts::parse(&settings.system_reserved).map_err(wrong("system-reserved"))?,
         kube: Amounts::parse(&settings.kube_reserved).map_err(wrong("kube-reserved"))?,
-        eviction_hard: EvictionThresholds::parse(&settings.eviction_hard).map_err(wrong("eviction-hard"))?,
     })
 }
 
@@ -139,6 +155,16 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
         )));
     }
     Ok(Thresholds { high_percent, low_percent })
+}
+
+/// `10Mi` and `5`: what a container's log may take on disk.
+fn log_limits(settings: &NodeSettings) -> Result<LogLimits, CmdError> {
+    let text = &settings.container_log_max_size;
+    let wrong = |why: String| CmdError::Setting(format!("--container-log-max-size {text:?}: {why}"));
+    let size = Quantity::parse(text).map_err(|error| wrong(error.to_string()))?;
+    let max_bytes = u64::try_from(size.value()).ok().filter(|bytes| *bytes > 0);
+    let max_bytes = max_bytes.ok_or_else(|| wrong("must be greater than 0".to_owned()))?;
+    Ok(LogLimits { max_bytes, max_files: settings.container_log_max_files })
 }
 
 /// Takes the data directory for this process, and notes what `orch uninstall` must know.

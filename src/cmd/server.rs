@@ -49,6 +49,9 @@ pub async fn run(settings: ServerSettings) -> Result<(), CmdError> {
     if !settings.disable_agent && !host::is_root() {
         return Err(CmdError::NotRoot);
     }
+    if !settings.disable_agent {
+        node::check(&settings.node)?;
+    }
     let tasks = TaskGroup::new();
     let outcome = start(&settings, &tasks).await;
     if let Err(error) = outcome {

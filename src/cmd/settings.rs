@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use super::cpu::CpuFlags;
+use super::eviction::EvictionFlags;
 use crate::agent::bootstrap::ClusterFacts;
 use crate::registry::PortRange;
 
@@ -74,21 +76,28 @@ pub struct NodeSettings {
     /// Resources that are kept for orch and Docker
     #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
     pub kube_reserved: String,
-    /// Margins of free memory and disk below which pods are evicted
-    #[arg(long, env = "ORCH_EVICTION_HARD", default_value = crate::agent::DEFAULT_EVICTION_HARD, value_name = "THRESHOLDS")]
-    pub eviction_hard: String,
     /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
     #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
     pub allowed_unsafe_sysctls: Vec<String>,
     /// File with mirrors of registries, credentials and certificates, in k3s' form
     #[arg(long, env = "ORCH_PRIVATE_REGISTRY", default_value = "/etc/orch/registries.yaml", value_name = "FILE")]
     pub private_registry: PathBuf,
+    /// Size at which a container's log file is rotated
+    #[arg(long, env = "ORCH_CONTAINER_LOG_MAX_SIZE", default_value = "10Mi", value_name = "SIZE")]
+    pub container_log_max_size: String,
+    /// Most files of a container's log, the one that is written among them
+    #[arg(long, env = "ORCH_CONTAINER_LOG_MAX_FILES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=1000), value_name = "NUMBER")]
+    pub container_log_max_files: u32,
     /// Percent of the engine's disk above which unused images that were pulled are removed; 100 never does
     #[arg(long, env = "ORCH_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=100), value_name = "PERCENT")]
     pub image_gc_high_threshold: u64,
     /// Percent of the engine's disk down to which they are removed
     #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
     pub image_gc_low_threshold: u64,
+    #[command(flatten)]
+    pub cpu: CpuFlags,
+    #[command(flatten)]
+    pub eviction: EvictionFlags,
 }
 
 /// Flags of the pod and service network; the same on all servers, which tell them to the nodes.

@@ -114,6 +114,8 @@ pub struct ContainerSpec {
     /// `uid[:gid]`; "" keeps the image's user.
     pub user: String,
     pub supplemental_groups: Vec<i64>,
+    /// Add the groups that the image gives to the user, also where `user` names a group.
+    pub merge_image_groups: bool,
     pub privileged: bool,
     pub read_only_rootfs: bool,
     pub no_new_privileges: bool,
@@ -170,6 +172,8 @@ pub struct Resources {
     pub cpu_period_us: Option<i64>,
     pub memory_bytes: Option<i64>,
     pub pids: Option<i64>,
+    /// The CPUs it may run on (`0-3,8`).
+    pub cpuset: Option<String>,
     /// Bytes in huge pages by resource name; a pod's cgroup has them, the engine knows no such limit of a container.
     pub huge_pages: Vec<(String, i64)>,
 }

@@ -66,6 +66,10 @@ fn take(object: &mut Object, old: &Object, path: &[&str]) {
 
 fn take_resources(object: &mut Object, old: &Object) {
     let mut result = old.clone();
+    // Those of the whole pod, which upstream lets change too (KEP-5419).
+    if let Some(of_pod) = object.get(&["spec", "resources"]).cloned() {
+        result.set(&["spec", "resources"], of_pod);
+    }
     for list in ["containers", "initContainers"] {
         let wanted = object.get(&["spec", list]).and_then(Value::as_array).cloned().unwrap_or_default();
         let Some(Value::Object(spec)) = result.0.get_mut("spec") else { continue };

@@ -41,6 +41,11 @@ impl FakeClock {
         let span = jiff::SignedDuration::try_from(by).unwrap_or(jiff::SignedDuration::MAX);
         *now = now.saturating_add(span).unwrap_or(Timestamp::MAX);
     }
+
+    /// Sets the clock, as an administrator or NTP does: forward or back.
+    pub fn set(&self, to: Timestamp) {
+        *self.0.lock() = to;
+    }
 }
 
 impl Clock for FakeClock {

@@ -27,32 +27,38 @@ pub fn run(runtime: &Runtime) {
     let (memory, cpu) = (server.memory_mb(), server.cpu_seconds());
 
     let begin = Instant::now();
-    run.send(Method::POST, DEPLOYMENTS, &deployment("one"));
+    run.send(Method::POST, DEPLOYMENTS, &deployment("one", 10));
     run.until("all pods ready", |status| status["readyReplicas"] == PODS && status["updatedReplicas"] == PODS);
     let made = begin.elapsed().as_secs_f64();
     figure("100 pods, POST of a Deployment to all Ready", made, "s", Some(("raw Docker, 8 at once", raw_made)));
     figure("    CPU of the process, each pod", (server.cpu_seconds() - cpu) * 1e3 / PODS as f64, "ms", None);
     figure("    memory, each pod", (server.memory_mb() - memory) * 1024.0 / PODS as f64, "KB", None);
 
-    std::thread::park_timeout(Duration::from_secs(5));
-    let (cpu, begin) = (server.cpu_seconds(), Instant::now());
-    std::thread::park_timeout(QUIET);
-    let share = (server.cpu_seconds() - cpu) / begin.elapsed().as_secs_f64() * 100.0;
-    figure("idle CPU, 100 pods with an HTTP probe each 10 s", share, "% core", None);
+    figure("idle CPU, 100 pods with an HTTP probe each 10 s", quiet_share(&server), "% core", None);
 
     let begin = Instant::now();
     let path = format!("{DEPLOYMENTS}/burst");
-    run.send(Method::PUT, &path, &deployment("two"));
+    run.send(Method::PUT, &path, &deployment("two", 1));
     run.until("all pods replaced", |status| {
         status["readyReplicas"] == PODS && status["updatedReplicas"] == PODS && status["replicas"] == PODS
     });
     let raw = raw_made + raw_removed;
     figure("100 pods, replaced by a rollout", begin.elapsed().as_secs_f64(), "s", Some(("raw Docker, made and removed", raw)));
+    let share = quiet_share(&server);
+    figure("CPU, 100 HTTP probes a second (1,000 each 10 s)", share, "% core", Some(("limit", 5.0)));
 
     let begin = Instant::now();
     run.send(Method::DELETE, &format!("{path}?propagationPolicy=Foreground"), &json!({}));
     run.poll("/api/v1/namespaces/default/pods", "all pods gone", |list| list["items"].as_array().is_some_and(Vec::is_empty));
     figure("100 pods, deleted", begin.elapsed().as_secs_f64(), "s", Some(("raw Docker, 8 at once", raw_removed)));
+}
+
+/// Percent of a core over a while in which nobody asks for anything.
+fn quiet_share(server: &Server) -> f64 {
+    std::thread::park_timeout(Duration::from_secs(5));
+    let (cpu, begin) = (server.cpu_seconds(), Instant::now());
+    std::thread::park_timeout(QUIET);
+    (server.cpu_seconds() - cpu) / begin.elapsed().as_secs_f64() * 100.0
 }
 
 struct Run<'a> {
@@ -85,8 +91,8 @@ impl Run<'_> {
     }
 }
 
-/// Server and probe are `orch-test`; what `version` says differs from one rollout to the next.
-fn deployment(version: &str) -> Value {
+/// Server and probe are `orch-test`; what `version` says differs from one rollout to the next. A probe every `period` seconds.
+fn deployment(version: &str, period: u32) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "burst"},
         "spec": {
@@ -100,7 +106,7 @@ fn deployment(version: &str) -> Value {
                     "terminationGracePeriodSeconds": 0,
                     "containers": [{
                         "name": "main", "image": "orch-test", "imagePullPolicy": "Never",
-                        "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 10},
+                        "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": period},
                     }],
                 },
             },

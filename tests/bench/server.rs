@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::client::Api;
-use crate::{Runtime, figure, median};
+use crate::{Runtime, figure, median, support};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_orch");
 
@@ -109,11 +109,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end();
-        let owner = fs::read_to_string(self.folder.path().join("data/agent/owner")).unwrap_or_default();
-        if !owner.trim().is_empty() {
-            let filter = format!("docker ps -aq --filter label=io.orch.owner={} | xargs -r docker rm -f", owner.trim());
-            let _removed = Command::new("sh").args(["-c", &filter]).stdout(Stdio::null()).status();
-        }
+        support::uninstall(&self.folder.path().join("data"));
     }
 }
 

@@ -73,6 +73,23 @@ impl<'a> Node<'a> {
         self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
     }
 
+    /// The same with a configuration file alone, as the packaged unit starts it.
+    fn start_by_file(&mut self, token: &str) {
+        let host = self.host.expect("a node on a host");
+        let file = self.folder.join("config.yaml");
+        let (data, name, port, ip) = (self.data(), &self.name, self.port, host.ip());
+        let text = format!(
+            "server: {}\ntoken: {token}\ndata-dir: {}\nnode-name: {name}\nkubelet-port: {port}\nnode-ip: {ip}\n",
+            self.server,
+            data.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let log = File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
+        let mut command = self.command();
+        command.arg("agent").env("ORCH_CONFIG", file);
+        self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
@@ -271,13 +288,32 @@ fn a_name_belongs_to_one_machine_until_it_is_freed() {
     first.start("");
     assert_eq!(first.ended().code(), Some(77), "its old certificate is good no more: {}", first.log());
     assert_eq!(kubectl.run(["get", "nodes", "-o", "name"]), "");
-    first.start(&token);
+    // A token that stays in its configuration file is the administrator's word that the machine may join at its next start.
+    first.start_by_file(&token);
     first.wait_ready(&kubectl);
+    old_requests_go(&cluster);
 
     orch_says(&cluster, &["node", "replace", "alpha"]);
     assert_eq!(first.ended().code(), Some(77));
     other.start(&token);
     other.wait_ready(&kubectl);
+}
+
+/// A certificate request that was approved more than an hour ago is deleted; the others stay.
+fn old_requests_go(cluster: &Cluster) {
+    let kubectl = cluster.kubectl("1.37");
+    let names = || kubectl.jsonpath(&["csr"], "{.items[*].metadata.name}");
+    let before = names();
+    let old = before.split(' ').next().unwrap();
+    let mut request: serde_json::Value = serde_json::from_str(&kubectl.run(["get", "csr", old, "-o", "json"])).unwrap();
+    request["status"]["conditions"][0]["lastUpdateTime"] = "2020-01-01T00:00:00Z".into();
+    let path = format!("/apis/certificates.k8s.io/v1/certificatesigningrequests/{old}/approval");
+    kubectl.manifest(&["replace", "--raw", &path], &request.to_string()).unwrap();
+    wait_for("the old request to go", MINUTE, || {
+        let left = names();
+        if left.split(' ').any(|name| name == old) { Err(left) } else { Ok(()) }
+    });
+    assert_eq!(names().split(' ').count(), before.split(' ').count() - 1, "the others stay");
 }
 
 #[test]
@@ -305,6 +341,15 @@ fn tokens_end_when_they_are_to() {
     let old = std::fs::read_to_string(&file).unwrap();
     let new = orch_says(&cluster, &["token", "rotate"]);
     assert_eq!((code(old.trim()).as_str(), code(&new).as_str()), ("401", "200"));
+    for token in [short.as_str(), old.trim()] {
+        let mut node = Node::on_machine(&cluster);
+        node.start(token);
+        assert_eq!(node.ended().code(), Some(1), "{}", node.log());
+        let is_clear =
+            node.log().contains("has expired or was changed") && node.log().contains("orch token create --print-join-command");
+        assert!(is_clear, "{}", node.log());
+        std::fs::remove_file(node.folder.join("log")).unwrap();
+    }
     wait_for("the server's file", MINUTE, || {
         let kept = std::fs::read_to_string(&file).unwrap();
         if kept.trim() == new { Ok(()) } else { Err(kept) }

@@ -4,15 +4,21 @@
 mod support;
 
 mod away;
+mod badinput;
 mod csi;
 mod dns;
 mod engine;
+mod eviction;
+mod faults;
 mod figures;
 mod healing;
 mod host;
 mod images;
 mod join;
 mod podlife;
+mod pods;
 mod quickstart;
+mod random_pods;
 mod services;
 mod storage;
+mod streams;

@@ -134,6 +134,39 @@ fn types_change_both_ways() {
 }
 
 #[test]
+fn node_ports_and_families_are_what_the_cluster_has() {
+    let cluster = Cluster::start_with(&["--disable-agent", "--service-node-port-range=31000+1"]);
+    let kubectl = cluster.kubectl("1.33");
+    let make_at = |node_port: u16, spec: &str| {
+        let port = format!("{{port: 80, nodePort: {node_port}}}");
+        let manifest = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{generateName: web-}}\nspec: {{ports: [{port}], selector: {{a: b}}, {spec}}}\n"
+        );
+        kubectl
+            .manifest(&["create", "-o=jsonpath={.spec.ports[0].nodePort} {.spec.ipFamilyPolicy} {.spec.ipFamilies}"], &manifest)
+    };
+    let make = |spec: &str| make_at(0, spec);
+    let mut ports: Vec<String> = (0..2).map(|_| make("type: NodePort").unwrap()).collect();
+    ports.sort();
+    assert_eq!(ports, ["31000 SingleStack [\"IPv4\"]", "31001 SingleStack [\"IPv4\"]"]);
+    assert!(make("type: NodePort").unwrap_err().contains("failed to allocate a nodePort: range is full"));
+    let outside = make_at(30_000, "type: NodePort").unwrap_err();
+    let words = "spec.ports[0].nodePort: Invalid value: 30000: provided port is not in the valid range. The range of valid ports is 31000-31001";
+    assert!(outside.contains(words), "{outside}");
+    assert_eq!(make("ipFamilyPolicy: PreferDualStack").unwrap(), " PreferDualStack [\"IPv4\"]");
+    for (spec, words) in [
+        ("ipFamilyPolicy: RequireDualStack", "\"RequireDualStack\": this cluster is not configured for dual-stack services"),
+        ("ipFamilies: [IPv6]", "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+    ] {
+        let error = make(spec).unwrap_err();
+        assert!(error.contains(words), "{spec}: {error}");
+    }
+    let wrong = std::process::Command::new(env!("CARGO_BIN_EXE_orch")).args(["server", "--service-node-port-range=9-8"]).output();
+    let wrong = crate::support::text(&wrong.unwrap().stderr);
+    assert!(wrong.contains("end port cannot be less than start port: 9-8"), "{wrong}");
+}
+
+#[test]
 fn a_load_balancer_gets_the_nodes_addresses() {
     let cluster = Cluster::start();
     let kubectl = cluster.kubectl("1.37");

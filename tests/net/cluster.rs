@@ -89,6 +89,9 @@ impl NetCluster {
             format!("--data-dir={}", self.data(at).display()),
             format!("--node-name={}", host.name),
             "--config=/dev/null".to_owned(),
+            // A disk that is nearly full is not what is tested.
+            "--eviction-hard=memory.available<50Mi,nodefs.available<1%,imagefs.available<1%".to_owned(),
+            "--image-gc-high-threshold=100".to_owned(),
         ]);
         flags.extend(self.extra.iter().cloned());
         flags
@@ -96,7 +99,12 @@ impl NetCluster {
 
     fn spawn(&mut self, at: usize) {
         assert!(self.orch[at].is_none(), "orch runs on {}", self.hosts.all[at].name);
-        self.orch[at] = Some(self.hosts.all[at].spawn("orch.log", env!("CARGO_BIN_EXE_orch"), self.flags(at)));
+        let host = &self.hosts.all[at];
+        // A library that the test prepared is loaded before orch's own.
+        let library = Some(host.folder.join("preload.so")).filter(|file| file.exists());
+        let preload = library.map(|file| format!("LD_PRELOAD={}", file.display()));
+        let command = preload.into_iter().chain([env!("CARGO_BIN_EXE_orch").to_owned()]).chain(self.flags(at));
+        self.orch[at] = Some(host.spawn("orch.log", "env", command));
         if at == 0 {
             self.wait_server();
         }

@@ -10,5 +10,6 @@ mod bringup;
 mod failure;
 mod overlay;
 mod policy;
+mod promises;
 mod rules;
 mod services;

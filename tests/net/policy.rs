@@ -100,6 +100,7 @@ fn policies_hold_within_a_host_and_across() {
     ingress_and_egress(&cluster);
     names_and_services(&cluster);
     first_packets_are_filtered(&cluster);
+    nobody_passes_for_another(&cluster);
     rules_outlive_the_agent(&mut cluster);
 }
 
@@ -277,6 +278,51 @@ fn first_packets_are_filtered(cluster: &NetCluster) {
     assert_eq!(quiet, [0, 0, 0], "of what arrived from an unfiltered one: {loud}");
     kubectl.run(["delete", "networkpolicy", "--all"]);
     kubectl.run(["delete", "pod", "loud-0", "quiet-0", "quiet-1", "quiet-2"]);
+}
+
+/// A pod that may change its network sends with addresses that are not its own: nothing of that leaves its interface.
+fn nobody_passes_for_another(cluster: &NetCluster) {
+    let kubectl = cluster.kubectl();
+    let [liar, honest] = ["liar", "honest"].map(|name| Pod::start(cluster, "default", name, 1));
+    let victims = [("here", 1), ("there", 2)].map(|(name, host)| Pod::start(cluster, "default", name, host));
+    policy(&kubectl, "gag", "podSelector: {matchLabels: {app: liar}}, policyTypes: [Egress]");
+    becomes("the gag", &[(&liar, &victims[0], 80, false), (&liar, &victims[1], 80, false), (&honest, &victims[1], 80, true)]);
+    let pid = cluster.host(1).docker(["inspect", "-f", "{{.State.Pid}}", &liar.container]);
+    let stranger = Ipv4Addr::new(10, 9, 9, 9);
+    let false_ones = [honest.ip, victims[1].ip, cluster.host(1).ip, stranger];
+    for ip in false_ones {
+        cluster.host(1).exec(&format!("nsenter -t {} -n ip addr add {ip}/32 dev lo", pid.trim()));
+    }
+    // To one that has the address itself it is local and never leaves.
+    let sends = |source: Ipv4Addr, to: &Pod<'_>| {
+        let before = to.received();
+        let ip = to.ip;
+        liar.run(&format!(
+            "for i in $(seq {PACKETS}); do dig +tries=1 +time=1 -b {source} @{ip} -p 90 x >/dev/null & done; wait"
+        ))
+        .unwrap();
+        to.received() - before
+    };
+    let seen =
+        || false_ones.into_iter().filter(|ip| *ip != victims[1].ip).map(|ip| (sends(ip, &victims[0]), sends(ip, &victims[1])));
+    assert_eq!(sends(victims[1].ip, &victims[0]), 0, "as a pod of another node");
+    cluster.host(1).exec(&format!("nsenter -t {} -n ip addr del {}/32 dev lo", pid.trim(), victims[1].ip));
+    assert_eq!(seen().collect::<Vec<_>>(), [(0, 0); 3], "gagged, as another");
+    kubectl.run(["delete", "networkpolicy", "gag"]);
+    becomes("the gag is gone", &[(&liar, &victims[0], 80, true), (&liar, &victims[1], 80, true)]);
+    assert_eq!(seen().collect::<Vec<_>>(), [(0, 0); 3], "as another, without any policy");
+    assert_eq!((sends(liar.ip, &victims[0]), sends(liar.ip, &victims[1])), (PACKETS, PACKETS), "as itself");
+    let rule = cluster.host(1).exec("nft list ruleset | grep 'pods with another'");
+    assert!(rule.contains("drop") && !rule.contains("packets 0 "), "{rule}");
+    // VXLAN would carry any address: not to nodes, but to pods, who may have a network of their own.
+    for ip in [cluster.host(1).ip, cluster.host(2).ip] {
+        honest.run(&format!("dig +tries=1 +time=1 @{ip} -p 8472 x >/dev/null; true")).unwrap();
+    }
+    assert_eq!(honest.udp_arrives(&victims[1], 8472), PACKETS);
+    let rules = cluster.host(1).exec("nft list ruleset | grep 'VXLAN of a pod to'");
+    let dropped = rules.lines().filter(|line| !line.contains("packets 0 ")).count();
+    assert_eq!(dropped, 2, "to this node and to another: {rules}");
+    kubectl.run(["delete", "pod", "liar", "honest", "here", "there"]);
 }
 
 /// The agent of a node dies and comes back, the API too: what was in force stays, and what came meanwhile is taken up.

@@ -1,10 +1,5 @@
 //! The rules that pods need survive Docker and whoever flushes them, and nothing is left when the network is taken away.
 
-use std::time::Duration;
-
-use orch::network::{NetworkConfig, PodNetwork};
-use orch::rt::TaskGroup;
-
 use crate::cluster::{MINUTE, NetCluster};
 use crate::hosts::Host;
 use crate::support::wait_for;
@@ -59,52 +54,112 @@ fn rules_come_back_whoever_removed_them() {
     });
 }
 
-/// Interfaces, routes, rules, neighbours and nftables of a host.
-fn kernel(host: &Host) -> String {
-    let list = "ip -br link; ip -4 route show table all; ip rule; ip neigh show nud permanent; bridge fdb; nft -s list ruleset";
-    // Groups of IPv6 come and go with time.
-    host.exec(list).lines().filter(|line| !line.contains("33:33:") && !line.contains("01:00:5e")).collect::<Vec<_>>().join("\n")
+/// All that `orch` could leave on a host, in the kernel, in the engine and on the disk.
+fn everything(host: &Host) -> String {
+    let folder = host.folder.display();
+    let script = format!(
+        "echo '# links'; ip -br link; echo '# addresses'; ip -4 -br addr; echo '# routes'; ip -4 route show table all; echo '# rules'; ip rule; \
+         echo '# neighbours'; ip neigh show nud permanent; echo '# fdb'; bridge fdb; echo '# nft'; nft -s list ruleset; \
+         echo '# iptables'; for p in iptables iptables-legacy; do $p-save | grep -v '^#' | sed 's/\\[.*\\]//'; done; \
+         echo '# switches'; cd /proc/sys/net/ipv4; cat ip_forward conf/all/route_localnet conf/all/rp_filter; \
+         echo '# mounts'; cut -d' ' -f2 /proc/self/mounts | grep {folder} | sort; \
+         echo '# containers'; docker ps -aq; echo '# images'; docker images -q | sort; echo '# volumes'; docker volume ls -q; \
+         echo '# processes'; ps -eo args= | grep -e pause -e shim -e 'orch ' | grep -v grep; \
+         echo '# ports'; ss -lntuH | sort; echo '# files'; ls {folder}"
+    );
+    // Groups of IPv6 come and go with time; the log is the test's, as is the copy of the kubeconfig.
+    let is_ours =
+        |line: &&str| ["33:33:", "01:00:5e", "orch.log"].iter().all(|part| !line.contains(part)) && *line != "kubeconfig";
+    host.exec(&script).lines().filter(is_ours).collect::<Vec<_>>().join("\n")
 }
 
-/// What `orch uninstall` does for the pod network, in the host's network namespace.
-fn clean_up(host: &Host, config: NetworkConfig) {
-    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", host.pid())).unwrap();
-    let work = move || {
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let tasks = TaskGroup::new();
-            let network = PodNetwork::start(config, &tasks).await.unwrap();
-            network.cleanup().await.unwrap();
-            tasks.shutdown(Duration::from_secs(5)).await;
-        });
-    };
-    std::thread::spawn(work).join().unwrap();
+fn uninstall(host: &Host, more: &str) -> String {
+    let (orch, folder) = (env!("CARGO_BIN_EXE_orch"), host.folder.display());
+    let said = host
+        .exec(&format!("{orch} uninstall --yes --data-dir={folder}/orch --write-kubeconfig={folder}/kubeconfig.local {more}"));
+    println!("{}:\n{said}", host.name);
+    said
 }
 
 #[test]
-fn nothing_is_left_of_nodes_that_were_taken_away() {
+fn nothing_is_left_of_nodes_that_were_uninstalled() {
     let before = std::cell::RefCell::new(Vec::new());
-    let mut cluster = NetCluster::start_with_hosts(&[0, 1], &[], |host| before.borrow_mut().push(kernel(host)));
+    let mut cluster = NetCluster::start_with_hosts(&[0, 1], &[], |host| before.borrow_mut().push(everything(host)));
+    let kubectl = cluster.kubectl();
     for (name, number) in [("one", 1), ("two", 2)] {
         cluster.shell_pod(name, number);
     }
-    let ranges = ["h1", "h2"].map(|node| cluster.kubectl().jsonpath(&["node", node], "{.spec.podCIDR}"));
-    let now = kernel(cluster.host(1));
-    assert!(now.contains("proto 111") && now.contains("vxorch") && now.contains("28527") && now.contains("masquerade"), "{now}");
-    // One in order, without its pods; one killed in the middle of everything, whose pods run on.
-    cluster.kubectl().run(["delete", "pod", "one", "--timeout=60s"]);
+    kubectl.run(["expose", "pod", "one", "--type=NodePort", "--port=80"]);
+    kubectl.run(["create", "secret", "generic", "s", "--from-literal=a=b"]);
+    let mount = "volumes: [{name: s, secret: {secretName: s}}, {name: m, emptyDir: {medium: Memory}}]";
+    let container =
+        "image: tools, command: [sleep, infinity], volumeMounts: [{name: s, mountPath: /s}, {name: m, mountPath: /m}]";
+    cluster.pod("three", 2, container, mount);
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: two}}}}";
+    kubectl.manifest(&["apply"], policy).unwrap();
+    wait_for("the policy's table", MINUTE, || {
+        let tables = cluster.host(2).exec("nft list tables");
+        if tables.contains("-policy") && tables.contains("-proxy") { Ok(()) } else { Err(tables) }
+    });
+    let pods = kubectl.jsonpath(&["pods"], "{.items[*].metadata.uid}");
+    for number in [1, 2] {
+        let now = everything(cluster.host(number));
+        let all = ["proto 111", "vxorch", "28527", "masquerade", "DOCKER-USER -s", "pause", "fib saddr . iif"];
+        for part in all {
+            assert!(now.contains(part), "{part} is not in\n{now}");
+        }
+    }
+    // One in order, one killed in the middle of everything, whose pods run on.
     cluster.kill(2);
     cluster.stop(1);
-    for (number, range) in [1, 2].into_iter().zip(ranges) {
-        let config = NetworkConfig {
-            node: format!("h{number}"),
-            pod_cidr: range.parse().unwrap(),
-            cluster_cidr: cluster.cluster_cidr().parse().unwrap(),
-            mtu: 1_500,
-        };
-        clean_up(cluster.host(number), config);
-        let after = kernel(cluster.host(number));
+    for number in [1, 2] {
+        uninstall(cluster.host(number), "");
+        let after = everything(cluster.host(number));
         assert_eq!(after, before.borrow()[number - 1], "host {number}");
+        let groups = cluster.host(number).exec("find /sys/fs/cgroup -type d -path '*kubepods*'");
+        assert!(pods.split(' ').all(|uid| !groups.contains(uid)) || number == 1, "{groups}");
     }
+    let again = uninstall(cluster.host(1), "");
+    assert!(again.contains("nothing is installed"), "{again}");
+}
+
+/// A library that is loaded before orch's own, and answers for a kernel that was built without nfnetlink.
+const WITHOUT_NETFILTER: &str = "
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int socket(int domain, int type, int protocol) {
+    if (domain == AF_NETLINK && protocol == 12) { errno = EPROTONOSUPPORT; return -1; }
+    return syscall(SYS_socket, domain, type, protocol);
+}
+";
+
+/// The old iptables lets pods out; that Services and policies cannot be had is said where users look, and nothing runs unfiltered.
+#[test]
+fn a_kernel_without_nf_tables_says_so() {
+    let cluster = NetCluster::start_with_hosts(&[0], &[], |host| {
+        let (source, library) = (host.folder.join("preload.c"), host.folder.join("preload.so"));
+        std::fs::write(&source, WITHOUT_NETFILTER).unwrap();
+        crate::support::run("cc", ["-shared", "-fPIC", "-o", library.to_str().unwrap(), source.to_str().unwrap()]);
+        host.exec("iptables -P FORWARD ACCEPT; mount --bind $(which xtables-legacy-multi) $(which xtables-nft-multi)");
+    });
+    let kubectl = cluster.kubectl();
+    let event = wait_for("an event about the node", MINUTE, || {
+        let events = kubectl.run(["get", "events", "-A"]);
+        events.lines().find(|line| line.contains("FailedToSyncServiceRules")).map(str::to_owned).ok_or(events)
+    });
+    assert!(event.contains("node/h1") && event.contains("Protocol not supported"), "{event}");
+    let pod = cluster.shell_pod("one", 1);
+    assert_eq!(cluster.source_seen_by_machine(&pod), cluster.host(1).ip.to_string(), "masqueraded");
+    let chain = cluster.host(1).exec("iptables-legacy -t nat -S");
+    assert!(chain.contains("-j MASQUERADE") && chain.contains("-N orch-"), "{chain}");
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}}}";
+    kubectl.manifest(&["apply"], policy).unwrap();
+    kubectl.run(["run", "two", "--image=tools", "--image-pull-policy=Never", "--", "sleep", "infinity"]);
+    wait_for("an event about the pod", MINUTE, || {
+        let events = kubectl.run(["get", "events", "--field-selector=involvedObject.name=two"]);
+        let is_said = events.contains("network policies to be in force") && events.contains("Protocol not supported");
+        if is_said { Ok(()) } else { Err(events) }
+    });
 }

@@ -9,7 +9,7 @@ use crate::cluster::{MINUTE, NetCluster, NetPod};
 use crate::support::{Kubectl, curl, wait_for};
 
 /// `/` answers with the pod's name, `/ip` with the caller's address; `/fail` makes it unready.
-const SERVER: &str = "image: orch-test, ports: [{containerPort: 8080, name: http}], \
+pub const SERVER: &str = "image: orch-test, ports: [{containerPort: 8080, name: http}], \
                       readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1, failureThreshold: 1}";
 
 const SERVICE: &str = r#"
@@ -70,11 +70,11 @@ fn all_answer(what: &str, get: &dyn Fn(&str) -> Result<String, String>, url: &st
     });
 }
 
-fn from_pod<'a>(pod: &'a NetPod<'a>) -> impl Fn(&str) -> Result<String, String> + 'a {
+pub fn from_pod<'a>(pod: &'a NetPod<'a>) -> impl Fn(&str) -> Result<String, String> + 'a {
     |url| pod.try_exec(&format!("curl -sS --max-time 3 {url}"))
 }
 
-fn echo_udp(to: &str) -> Result<(), String> {
+pub fn echo_udp(to: &str) -> Result<(), String> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     socket.send_to(b"hello", to).map_err(|error| error.to_string())?;
@@ -83,13 +83,14 @@ fn echo_udp(to: &str) -> Result<(), String> {
     if &answer[..length] == b"hello" { Ok(()) } else { Err(format!("{answer:?}")) }
 }
 
-fn service(kubectl: &Kubectl, name: &str, path: &str) -> String {
+pub fn service(kubectl: &Kubectl, name: &str, path: &str) -> String {
     kubectl.jsonpath(&["service", name], path)
 }
 
 #[test]
 fn every_way_to_a_service() {
-    let cluster = NetCluster::start(&[0, 0, 1]);
+    // As an engine has it that switched forwarding on by itself.
+    let cluster = NetCluster::start_with_hosts(&[0, 0, 1], &[], |host| drop(host.exec("iptables -P FORWARD DROP")));
     let kubectl = cluster.kubectl();
     kubectl.manifest(&["apply"], SERVICE).unwrap();
     let names = ["echo1", "echo2", "echo3"];

@@ -72,6 +72,11 @@ impl Cluster {
 
     /// Starts a server with more flags; waits for `/readyz` only.
     pub fn start_with(extra: &[&str]) -> Self {
+        Self::start_in(|_| (), extra)
+    }
+
+    /// The same, in a folder that was prepared.
+    pub fn start_in(prepare: impl FnOnce(&Path), extra: &[&str]) -> Self {
         let slot = Slot::take();
         let mut cluster = Self {
             folder: tempfile::Builder::new().prefix("orch-test-").tempdir().unwrap(),
@@ -82,6 +87,7 @@ impl Cluster {
             extra: extra.iter().map(|flag| (*flag).to_owned()).collect(),
             server: None,
         };
+        prepare(cluster.folder.path());
         cluster.spawn();
         cluster
     }
@@ -113,6 +119,10 @@ impl Cluster {
             format!("--service-cidr=10.{}.0.0/16", 160 + number),
             "--config=/dev/null".to_owned(),
         ];
+        // How full the disk is that the tests run on is no part of them.
+        if !self.extra.iter().any(|flag| flag.starts_with("--eviction-hard")) {
+            flags.push("--eviction-hard=memory.available<100Mi".to_owned());
+        }
         flags.extend(self.extra.iter().cloned());
         flags
     }

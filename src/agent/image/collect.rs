@@ -88,6 +88,11 @@ impl Collector {
         Ok(freed)
     }
 
+    /// Removes all images that nobody uses, the youngest excepted: the node runs short of disk.
+    pub async fn free_unused(&self) -> u64 {
+        self.free(u64::MAX, self.clock.now() - MINIMUM_AGE).await
+    }
+
     /// Removes images that were last used before `before`, until this many bytes are free or there is nothing left to remove.
     /// Returns what was freed.
     pub async fn free(&self, wanted: u64, before: Timestamp) -> u64 {

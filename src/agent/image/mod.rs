@@ -30,7 +30,7 @@ pub mod registries;
 
 const BACKOFF_BASE: Duration = Duration::from_secs(10);
 const BACKOFF_CAP: Duration = Duration::from_secs(300);
-/// Pulls at one time; each already loads several layers.
+/// Pulls at one time from one registry; each already loads several layers. One that hangs holds up none but its own.
 const PARALLEL_PULLS: usize = 5;
 
 /// Why a container's image is not there; reason and message go into its status.
@@ -56,7 +56,7 @@ pub struct Images {
     events: Arc<dyn EventSink>,
     registries: Registries,
     ledger: Arc<Ledger>,
-    pulls: Semaphore,
+    pulls: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// One lock an image: a second pull of it waits for the first and then finds it.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     failed: Mutex<HashMap<(String, String), Failed>>,
@@ -71,8 +71,8 @@ impl Images {
         registries: Registries,
         ledger: Arc<Ledger>,
     ) -> Self {
-        let (turns, failed) = (Mutex::default(), Mutex::default());
-        Self { runtime, clock, events, registries, ledger, pulls: Semaphore::new(PARALLEL_PULLS), turns, failed }
+        let (pulls, turns, failed) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { runtime, clock, events, registries, ledger, pulls, turns, failed }
     }
 
     /// Makes sure that the image of a container is there.
@@ -155,7 +155,8 @@ impl Images {
         let asked_at = instant();
         let turn = Arc::clone(self.turns.lock().entry(image.to_owned()).or_default());
         let _turn = turn.lock().await;
-        let _permit = self.pulls.acquire().await.map_err(|error| error.to_string())?;
+        let pulls = self.pulls_from(registry_of(image));
+        let _permit = pulls.acquire().await.map_err(|error| error.to_string())?;
         let began_at = instant();
         if policy != "Always"
             && let Some(found) = self.look(image).await?
@@ -175,6 +176,13 @@ impl Images {
 }
 
 impl Images {
+    fn pulls_from(&self, registry: &str) -> Arc<Semaphore> {
+        let mut pulls = self.pulls.lock();
+        // Who pulls or waits to holds its registry's; the others are not needed.
+        pulls.retain(|_, turns| Arc::strong_count(turns) > 1);
+        Arc::clone(pulls.entry(registry.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PARALLEL_PULLS))))
+    }
+
     /// Pulls by the names of the mirrors and by the image's own; the words of the last failure are the image's own registry's.
     async fn pull_from_any(&self, image: &str, auths: &[RegistryAuth]) -> Result<(), String> {
         let mut result = Ok(());

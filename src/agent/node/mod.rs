@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::AgentConfig;
+use super::eviction::Pressures;
+use super::eviction::signal::Pressure;
 use super::pod::context::EventSink;
 use crate::client::informer::Informer;
 use crate::client::{ClientError, PatchKind};
@@ -39,6 +41,7 @@ pub struct NodeKeeper {
     runtime: watch::Sender<Option<RuntimeInfo>>,
     /// Why the pod network is not there, until it is.
     network_problem: Mutex<Option<String>>,
+    pressures: Arc<Pressures>,
     events: Arc<dyn EventSink>,
     news: Notify,
 }
@@ -47,12 +50,18 @@ impl NodeKeeper {
     /// A keeper that has not said anything yet.
     pub fn new(config: AgentConfig, events: Arc<dyn EventSink>) -> Self {
         let network_problem = Mutex::new(Some(network_not_ready("the node has no podCIDR yet")));
-        Self { config, runtime: watch::Sender::new(None), network_problem, events, news: Notify::new() }
+        let (runtime, pressures, news) = (watch::Sender::new(None), Arc::default(), Notify::new());
+        Self { config, runtime, network_problem, pressures, events, news }
     }
 
     /// What the engine is, once it has answered.
     pub fn runtime_info(&self) -> watch::Receiver<Option<RuntimeInfo>> {
         self.runtime.subscribe()
+    }
+
+    /// What the node is short of; who changes it says [`look_again`](Self::look_again).
+    pub fn pressures(&self) -> Arc<Pressures> {
+        Arc::clone(&self.pressures)
     }
 
     /// Says why the pod network is not there, or that it is; the node's status follows at once.
@@ -77,6 +86,9 @@ impl NodeKeeper {
             match self.write_status(&known, is_due).await {
                 Ok(Some(status)) => {
                     let was_ready = is_ready(&known);
+                    for word in turned(&known, &status) {
+                        self.announce(&node, word, &format!("Node {} status is now: {word}", self.config.node_name));
+                    }
                     known = status;
                     written_at = Some(crate::rt::clock::instant());
                     if is_ready(&known) != was_ready {
@@ -161,7 +173,7 @@ impl NodeKeeper {
             Err(error) => problems.push(format!("container runtime is down: {error}")),
         }
         problems.extend(self.network_problem.lock().clone());
-        Health { problems }
+        Health { problems, pressures: self.pressures.now() }
     }
 
     async fn status(&self, known: &NodeStatus, with_images: bool) -> NodeStatus {
@@ -250,6 +262,16 @@ impl NodeKeeper {
 
 fn network_not_ready(why: &str) -> String {
     format!("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}")
+}
+
+/// The reasons of the events that say which pressures came and went.
+fn turned(before: &NodeStatus, now: &NodeStatus) -> Vec<&'static str> {
+    let is_on = |status: &NodeStatus, pressure: Pressure| {
+        let mut all = status.conditions.iter().flatten();
+        all.any(|condition| condition.type_ == pressure.condition() && condition.status == "True")
+    };
+    let turned = Pressure::ALL.into_iter().filter(|pressure| is_on(before, *pressure) != is_on(now, *pressure));
+    turned.map(|pressure| pressure.event(is_on(now, pressure))).collect()
 }
 
 fn is_ready(status: &NodeStatus) -> bool {

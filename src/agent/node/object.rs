@@ -1,6 +1,6 @@
 //! The Node object: what it is registered as, and its status. Pure functions of the machine's facts and the node's health.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::facts::{Capacity, architecture};
 use crate::agent::AgentConfig;
+use crate::agent::eviction::signal::Pressure;
 use crate::agent::pod::resources::GPU;
 use crate::api::quantity::{Format, Quantity};
 use crate::kinds::storage::local_path;
@@ -21,6 +22,8 @@ use crate::kinds::storage::local_path;
 pub struct Health {
     /// What keeps the node from being ready, in the kubelet's words; empty when nothing does.
     pub problems: Vec<String>,
+    /// What the node is short of.
+    pub pressures: BTreeSet<Pressure>,
 }
 
 /// Labels that every node carries.
@@ -85,7 +88,7 @@ pub struct StatusInput<'a> {
 /// The status of the node.
 pub fn status(input: StatusInput<'_>) -> NodeStatus {
     let StatusInput { config, capacity, info, health, images, known, now } = input;
-    let allocatable = config.reserve.allocatable(&capacity);
+    let allocatable = config.reserve.allocatable(&capacity, &config.eviction);
     let (capacity, allocatable) = with_foreign(amounts(config, &capacity), amounts(config, &allocatable), known);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
@@ -142,18 +145,19 @@ fn with_foreign(
 }
 
 fn conditions(health: &Health, known: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
-    let fine = |type_: &str, reason: &str, message: &str| (type_.to_owned(), "False", reason.to_owned(), message.to_owned());
+    let pressure = |pressure: Pressure| {
+        let is_on = health.pressures.contains(&pressure);
+        let (reason, message) = pressure.words(is_on);
+        let status = if is_on { "True" } else { "False" };
+        (pressure.condition().to_owned(), status, reason.to_owned(), message.to_owned())
+    };
     let ready = if health.problems.is_empty() {
         ("Ready".to_owned(), "True", "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned())
     } else {
         ("Ready".to_owned(), "False", "KubeletNotReady".to_owned(), health.problems.join(", "))
     };
-    let own = [
-        fine("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        fine("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        fine("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ready,
-    ];
+    let [memory, disk, pid] = Pressure::ALL.map(pressure);
+    let own = [memory, disk, pid, ready];
     let before = known.conditions.as_deref().unwrap_or(&[]);
     let foreign = before.iter().filter(|known| own.iter().all(|(type_, ..)| *type_ != known.type_)).cloned();
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
 use serde_json::json;
 
 use super::object::says_the_same;
-use super::{is_ready, network_not_ready};
+use super::{is_ready, network_not_ready, turned};
 
 fn status(ready: &str, heartbeat: &str, reason: &str) -> NodeStatus {
     let condition: NodeCondition =
@@ -24,6 +24,9 @@ fn heartbeats_alone_are_no_change() {
     for (other, same) in table {
         assert_eq!(says_the_same(&one, &other), same, "{other:?}");
     }
+    let mut pressed = one.clone();
+    pressed.conditions.as_mut().unwrap()[0].type_ = "DiskPressure".to_owned();
+    assert_eq!((turned(&one, &pressed), turned(&pressed, &one)), (vec!["NodeHasDiskPressure"], vec!["NodeHasNoDiskPressure"]));
     assert!(is_ready(&one) && !is_ready(&NodeStatus::default()));
     assert!(network_not_ready("x").ends_with("reason:NetworkPluginNotReady message:x"));
 }

@@ -23,6 +23,9 @@ impl Worker {
             // Taken before a restart of the agent: what runs is not refused any more.
             self.begin_resizes(true);
             self.context.grants.note(&self.uid, &self.granted);
+            if let Err(why) = self.context.cpus.allocate(&self.uid, &self.granted) {
+                tracing::warn!(pod = self.uid, why, "a pod that runs has no CPUs of its own");
+            }
             self.admission = Admission::Granted;
             return true;
         }
@@ -33,7 +36,7 @@ impl Worker {
             }
             Err(Rejection { reason, message }) => {
                 self.context.event(&self.pod, None, true, &reason, &message);
-                self.ended = Some(Ended { reason, message: format!("Pod was rejected: {message}") });
+                self.ended = Some(Ended { reason, message: format!("Pod was rejected: {message}"), ..Ended::default() });
                 self.admission = Admission::Refused;
             }
         }
@@ -41,6 +44,7 @@ impl Worker {
     }
 
     fn check(&self) -> Result<(), Rejection> {
+        admit::under_pressure(&self.pod, &self.context.pressures.now())?;
         let node = self.context.node();
         let abilities = Abilities {
             has_apparmor: self.context.offer.has_apparmor,
@@ -48,7 +52,11 @@ impl Worker {
         };
         admit::check(&self.pod, node.as_deref(), abilities)?;
         let granted = self.context.grants.grant(&self.uid, &self.pod, &self.context.allocatable());
-        granted.map_err(|lack| admit::out_of(&lack))
+        granted.map_err(|lack| admit::out_of(&lack))?;
+        self.context.cpus.allocate(&self.uid, &self.pod).map_err(|why| {
+            self.context.grants.give_back(&self.uid);
+            admit::unexpected(&why)
+        })
     }
 }
 

@@ -1,13 +1,16 @@
 //! Whether the node takes a pod that is bound to it: the kubelet's admission (`lifecycle.PodAdmitHandler`). A pod that it refuses
 //! fails, with a reason. What the node's pods ask for together is counted here too, also for resizes in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
 use parking_lot::Mutex;
 
 use super::mailbox::Mailbox;
+use super::resources::{QosClass, qos_class};
+use crate::agent::eviction::signal::Pressure;
+use crate::agent::eviction::{message, rank};
 use crate::kinds::core::pod::resources::{Resources, of_pod};
 
 /// Sysctls that are namespaced and cannot hurt others (upstream `sysctl/safe_sysctls.go`).
@@ -25,6 +28,8 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
 ];
+
+const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
 
 /// Why a pod is refused; the words are the kubelet's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +49,25 @@ impl Rejection {
 pub struct Abilities<'a> {
     pub has_apparmor: bool,
     pub allowed_unsafe_sysctls: &'a [String],
+}
+
+/// Whether a node that is short of something takes the pod: what is critical always, others that asked for resources when it is
+/// only memory that is short (upstream `eviction.managerImpl.Admit`).
+///
+/// # Errors
+/// What the node is short of.
+pub fn under_pressure(pod: &Pod, pressures: &BTreeSet<Pressure>) -> Result<(), Rejection> {
+    if pressures.is_empty() || rank::is_critical(pod) {
+        return Ok(());
+    }
+    if pressures.iter().all(|pressure| *pressure == Pressure::Memory) {
+        let taint = Taint { key: MEMORY_PRESSURE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+        let tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+        if qos_class(pod) != QosClass::BestEffort || tolerations.into_iter().any(|toleration| tolerates(toleration, &taint)) {
+            return Ok(());
+        }
+    }
+    Err(Rejection::new(message::REASON, message::pressed(pressures.iter())))
 }
 
 /// Checks what does not depend on other pods.
@@ -236,6 +260,11 @@ pub fn out_of(lack: &Lack) -> Rejection {
     Rejection::new(&format!("OutOf{resource}"), message)
 }
 
+/// A pod for which something else cannot be had (upstream `admission.GetPodAdmitResult`).
+pub fn unexpected(why: &str) -> Rejection {
+    Rejection::new("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -288,6 +317,30 @@ mod tests {
             }
             let got = check(&pod(spec.clone()), Some(&node()), abilities);
             assert_eq!(got.err().map(|rejection| rejection.reason).unwrap_or_default(), reason, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_short_takes_fewer_pods() {
+        let best_effort = json!({"containers": [{"name": "c"}]});
+        let burstable = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1m"}}}]});
+        let critical = json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]});
+        let tolerant = json!({"containers": [{"name": "c"}], "tolerations": [{"key": MEMORY_PRESSURE, "operator": "Exists"}]});
+        let (memory, disk) = (BTreeSet::from([Pressure::Memory]), BTreeSet::from([Pressure::Disk]));
+        let both = BTreeSet::from([Pressure::Memory, Pressure::Disk]);
+        let table = [
+            (&best_effort, &BTreeSet::new(), None),
+            (&best_effort, &memory, Some("The node had condition: [MemoryPressure]. ")),
+            (&burstable, &memory, None),
+            (&tolerant, &memory, None),
+            (&burstable, &disk, Some("The node had condition: [DiskPressure]. ")),
+            (&tolerant, &both, Some("The node had condition: [MemoryPressure DiskPressure]. ")),
+            (&critical, &both, None),
+        ];
+        for (spec, pressures, expected) in table {
+            let refused = under_pressure(&pod(spec.clone()), pressures).err();
+            assert!(refused.iter().all(|refused| refused.reason == "Evicted"));
+            assert_eq!(refused.map(|refused| refused.message).as_deref(), expected, "{spec} {pressures:?}");
         }
     }
 

@@ -6,6 +6,8 @@ use super::resources::{QosClass, cgroup_parent};
 use crate::cri::{CgroupDriver, Resources};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// The file that only the root of cgroup v2 has.
+const UNIFIED: &str = "cgroup.controllers";
 
 /// A pod's cgroup below the root of a hierarchy.
 fn relative(class: QosClass, uid: &str, driver: CgroupDriver) -> PathBuf {
@@ -18,7 +20,7 @@ fn relative(class: QosClass, uid: &str, driver: CgroupDriver) -> PathBuf {
 
 /// Whether the machine has the one hierarchy of cgroup v2.
 pub fn is_unified() -> bool {
-    Path::new(ROOT).join("cgroup.controllers").exists()
+    Path::new(ROOT).join(UNIFIED).exists()
 }
 
 /// The directory of a pod's cgroup; `controller` says in which hierarchy of v1 ("" with v2).
@@ -28,13 +30,15 @@ pub fn directory(class: QosClass, uid: &str, driver: CgroupDriver, controller: &
 
 /// The directories of a pod's cgroup: one with cgroup v2, one a controller with v1.
 fn directories(class: QosClass, uid: &str, driver: CgroupDriver) -> Vec<PathBuf> {
-    let relative = relative(class, uid, driver);
-    let root = Path::new(ROOT);
-    if is_unified() {
+    directories_below(Path::new(ROOT), &relative(class, uid, driver))
+}
+
+fn directories_below(root: &Path, relative: &Path) -> Vec<PathBuf> {
+    if root.join(UNIFIED).exists() {
         return vec![root.join(relative)];
     }
     let Ok(controllers) = std::fs::read_dir(root) else { return Vec::new() };
-    controllers.flatten().map(|controller| controller.path().join(&relative)).collect()
+    controllers.flatten().map(|controller| controller.path().join(relative)).collect()
 }
 
 /// `a-b-c.slice` lies in `a.slice/a-b.slice`.
@@ -46,34 +50,37 @@ fn systemd_path(slice: &str) -> PathBuf {
 
 /// Sets the pod's own limits where its cgroup is there. A controller that the kernel lacks is passed over.
 pub fn apply(class: QosClass, uid: &str, driver: CgroupDriver, resources: &Resources) {
-    for directory in directories(class, uid, driver).iter().filter(|directory| directory.exists()) {
-        let period = resources.cpu_period_us.unwrap_or(100_000);
-        let quota = resources.cpu_quota_us;
-        let memory = resources.memory_bytes;
-        let max = |value: Option<i64>| value.map_or_else(|| "max".to_owned(), |value| value.to_string());
-        let weight = resources.cpu_shares.map(|shares| (1 + (shares - 2) * 9_999 / 262_142).to_string());
-        let settings = [
-            ("cpu.shares", resources.cpu_shares.map(|shares| shares.to_string())),
-            ("cpu.cfs_period_us", quota.map(|_| period.to_string())),
-            ("cpu.cfs_quota_us", quota.map(|quota| quota.to_string())),
-            ("memory.limit_in_bytes", memory.map(|bytes| bytes.to_string())),
-            ("cpu.weight", weight),
-            ("cpu.max", quota.map(|_| format!("{} {period}", max(quota)))),
-            ("memory.max", memory.map(|_| max(memory))),
-        ];
-        let huge = resources.huge_pages.iter().flat_map(|(name, bytes)| {
-            // `hugepages-2Mi` is the kernel's `hugetlb.2MB`.
-            let size = name.trim_start_matches("hugepages-").replace('i', "B");
-            let file = |end: &str| (format!("hugetlb.{size}.{end}"), Some(bytes.to_string()));
-            [file("limit_in_bytes"), file("max")]
-        });
-        let settings = settings.into_iter().map(|(file, value)| (file.to_owned(), value));
-        for (file, value) in settings.chain(huge) {
-            let path = directory.join(file);
-            let Some(value) = value.filter(|_| path.exists()) else { continue };
-            if let Err(error) = std::fs::write(&path, value) {
-                tracing::debug!(path = %path.display(), %error, "pod cgroup limit not set");
-            }
+    let directories = directories(class, uid, driver);
+    directories.iter().filter(|directory| directory.exists()).for_each(|directory| limit(directory, resources));
+}
+
+/// Writes limits into those files of either version that a directory has.
+fn limit(directory: &Path, resources: &Resources) {
+    let period = resources.cpu_period_us.unwrap_or(100_000);
+    let quota = resources.cpu_quota_us;
+    let memory = resources.memory_bytes.map(|bytes| bytes.to_string());
+    let weight = resources.cpu_shares.map(|shares| (1 + (shares - 2) * 9_999 / 262_142).to_string());
+    let settings = [
+        ("cpu.shares", resources.cpu_shares.map(|shares| shares.to_string())),
+        ("cpu.cfs_period_us", quota.map(|_| period.to_string())),
+        ("cpu.cfs_quota_us", quota.map(|quota| quota.to_string())),
+        ("memory.limit_in_bytes", memory.clone()),
+        ("cpu.weight", weight),
+        ("cpu.max", quota.map(|quota| format!("{quota} {period}"))),
+        ("memory.max", memory),
+    ];
+    let huge = resources.huge_pages.iter().flat_map(|(name, bytes)| {
+        // `hugepages-2Mi` is the kernel's `hugetlb.2MB`.
+        let size = name.trim_start_matches("hugepages-").replace('i', "B");
+        let file = |end: &str| (format!("hugetlb.{size}.{end}"), Some(bytes.to_string()));
+        [file("limit_in_bytes"), file("max")]
+    });
+    let settings = settings.into_iter().map(|(file, value)| (file.to_owned(), value));
+    for (file, value) in settings.chain(huge) {
+        let path = directory.join(file);
+        let Some(value) = value.filter(|_| path.exists()) else { continue };
+        if let Err(error) = std::fs::write(&path, value) {
+            tracing::debug!(path = %path.display(), %error, "pod cgroup limit not set");
         }
     }
 }
@@ -101,5 +108,44 @@ mod tests {
             systemd_path("kubepods-burstable-poda_b.slice"),
             PathBuf::from("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice")
         );
+    }
+
+    /// Makes a directory with these files, limits it, and reads them.
+    fn limited(files: &[&str], resources: &Resources) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|file| std::fs::write(folder.path().join(file), "").unwrap());
+        limit(folder.path(), resources);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), files.len(), "no file is made");
+        files.iter().map(|file| std::fs::read_to_string(folder.path().join(file)).unwrap()).collect()
+    }
+
+    #[test]
+    fn each_version_has_its_own_files() {
+        let resources = Resources {
+            cpu_shares: Some(1_024),
+            cpu_quota_us: Some(50_000),
+            memory_bytes: Some(1 << 20),
+            huge_pages: vec![("hugepages-2Mi".to_owned(), 4 << 20)],
+            ..Resources::default()
+        };
+        let unified = ["cpu.weight", "cpu.max", "memory.max", "hugetlb.2MB.max"];
+        assert_eq!(limited(&unified, &resources), ["39", "50000 100000", "1048576", "4194304"]);
+        let legacy =
+            ["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes", "hugetlb.2MB.limit_in_bytes"];
+        assert_eq!(limited(&legacy, &resources), ["1024", "100000", "50000", "1048576", "4194304"]);
+        assert_eq!(limited(&unified, &Resources::default()), ["", "", "", ""], "what has no limit stays as it is");
+    }
+
+    #[test]
+    fn one_directory_or_one_a_controller() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
+        ["cpu", "memory"].into_iter().for_each(make);
+        let relative = relative(QosClass::Burstable, "a-b", CgroupDriver::Cgroupfs);
+        let mut found = directories_below(root.path(), &relative);
+        found.sort();
+        assert_eq!(found, ["cpu", "memory"].map(|name| root.path().join(name).join("kubepods/burstable/poda-b")));
+        std::fs::write(root.path().join(UNIFIED), "cpu memory").unwrap();
+        assert_eq!(directories_below(root.path(), &relative), [root.path().join("kubepods/burstable/poda-b")]);
     }
 }

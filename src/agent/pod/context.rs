@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
+use super::super::cpu::Cpus;
+use super::super::eviction::Pressures;
 use super::super::image::Images;
 use super::super::pods::Pods;
 use super::super::probe::Prober;
@@ -53,6 +55,16 @@ pub struct NodeOffer {
     pub can_lower_oom_score: bool,
     pub has_recursive_read_only: bool,
     pub has_apparmor: bool,
+    pub logs: LogLimits,
+}
+
+/// What the log of one container may take on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// A file that is larger is rotated.
+    pub max_bytes: u64,
+    /// Files that are kept, the one that is written among them.
+    pub max_files: u32,
 }
 
 /// The network, once the node has its range.
@@ -100,6 +112,10 @@ pub struct Context {
     pub prober: Prober,
     pub pods: Arc<Pods>,
     pub offer: NodeOffer,
+    /// What the node is short of.
+    pub pressures: Arc<Pressures>,
+    /// Who runs on which CPUs.
+    pub cpus: Arc<Cpus>,
     /// What the node's pods were granted.
     pub grants: Grants,
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -138,7 +154,7 @@ impl Context {
 
     /// The downward API's view of a pod on this node.
     pub fn fields<'a>(&self, pod: &'a Pod, pod_ip: Option<IpAddr>) -> FieldContext<'a> {
-        FieldContext { pod, host_ip: self.node_ip, pod_ip, allocatable: self.offer.allocatable }
+        FieldContext { pod, host_ip: self.node_ip, pod_ip, allocatable: self.offer.allocatable.within(pod) }
     }
 
     /// The directory of a pod: volumes, hosts file, termination messages.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::context::Context;
-use super::mailbox::{Letters, Mailbox};
+use super::mailbox::{Evict, Letters, Mailbox};
 use super::statics::{self, Folder};
 use super::worker::Worker;
 use crate::agent::checkpoint::Checkpoints;
@@ -30,6 +30,11 @@ impl Mailboxes {
 
     fn all(&self) -> Vec<Arc<Mailbox>> {
         self.0.lock().values().cloned().collect()
+    }
+
+    /// Tells a pod's worker to end the pod; `None` when it has none.
+    pub fn evict(&self, uid: &str, evict: Evict) -> Option<()> {
+        self.get(uid).map(|mailbox| mailbox.tell(|letters| letters.evict = Some(evict)))
     }
 
     /// Tells a pod's worker that something the pod refers to has changed.
@@ -107,6 +112,8 @@ impl Dispatcher {
             Change::Synced => {
                 self.is_synced = true;
                 self.forget_missing(pods).await;
+                let known = Arc::clone(&self.mailboxes);
+                self.context.cpus.retain(|uid| known.get(uid).is_some());
                 self.adopt_orphans().await;
                 self.sweep().await;
             }

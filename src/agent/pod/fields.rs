@@ -25,6 +25,20 @@ pub struct Allocatable {
     pub ephemeral_storage_bytes: i64,
 }
 
+impl Allocatable {
+    /// What a container without limits has at most: its pod's, where the whole pod has some.
+    pub fn within(self, pod: &Pod) -> Self {
+        let least = |own: i64, name: &str, unit: fn(&Quantity) -> i64| {
+            resources::limit_of_pod(pod, name).map_or(own, |limit| own.min(unit(&limit)))
+        };
+        Self {
+            cpu_milli: least(self.cpu_milli, "cpu", Quantity::milli_value),
+            memory_bytes: least(self.memory_bytes, "memory", Quantity::value),
+            ..self
+        }
+    }
+}
+
 /// The value at a field path such as `metadata.labels['app']` or `status.podIP`.
 ///
 /// # Errors
@@ -134,6 +148,13 @@ mod tests {
             assert_eq!(field_value(&context, path).as_deref(), Ok(value), "{path}");
         }
         assert!(field_value(&context, "spec.containers").is_err());
+    }
+
+    #[test]
+    fn a_pod_with_limits_of_its_own_is_smaller_than_the_node() {
+        let pod = json!({"spec": {"containers": [], "resources": {"limits": {"cpu": "500m", "memory": "8Gi"}}}});
+        let within = ALLOCATABLE.within(&serde_json::from_value(pod).unwrap());
+        assert_eq!(within, Allocatable { cpu_milli: 500, ..ALLOCATABLE });
     }
 
     #[test]

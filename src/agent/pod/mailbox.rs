@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+
+use super::status::Ended;
 
 /// What the probes of an instance found out since the worker last looked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +17,14 @@ pub struct ProbeNews {
     pub is_ready: Option<bool>,
     /// The container is to be restarted, for this reason and with the probe's own grace period.
     pub unhealthy: Option<(String, Option<i64>)>,
+}
+
+/// The node ends the pod.
+#[derive(Debug)]
+pub struct Evict {
+    pub ended: Ended,
+    /// Told, or dropped, when the pod has ended.
+    pub done: oneshot::Sender<()>,
 }
 
 /// Everything that was told since the worker last looked.
@@ -33,6 +43,8 @@ pub struct Letters {
     pub sources: bool,
     /// By instance id.
     pub probes: BTreeMap<String, ProbeNews>,
+    /// The pod is to end.
+    pub evict: Option<Evict>,
 }
 
 /// A worker's mailbox.

@@ -16,6 +16,7 @@ pub mod state;
 pub mod status;
 
 mod dispatch;
+mod evict;
 mod mailbox;
 mod mirror;
 mod mounts;
@@ -36,5 +37,6 @@ mod samples;
 mod worker_tests;
 
 pub use dispatch::{Dispatcher, Mailboxes};
+pub use mailbox::Evict;
 pub use recover::statuses;
 pub use start::pull_secrets;

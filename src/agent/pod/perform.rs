@@ -87,7 +87,8 @@ impl Worker {
     fn make_sandbox(&mut self, attempt: u32, dead: Vec<String>) {
         let existing = self.runtime.sandbox().filter(|sandbox| sandbox.is_running() || sandbox.is_leftover());
         let existing = existing.map(|sandbox| sandbox.detail.clone());
-        if existing.is_none() && attempt > 0 {
+        // One that was removed by hand is not known to the runtime any more, but to us.
+        if existing.is_none() && (attempt > 0 || self.records.network_ready.is_some()) {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.context.event(&self.pod, None, false, "SandboxChanged", message);
         }
@@ -139,6 +140,7 @@ impl Worker {
         // A pod that is being deleted ends by its deletion's grace.
         let own = own.filter(|_| self.pod.metadata.deletion_timestamp.is_none()).map(Duration::from_secs);
         let grace = own.unwrap_or_else(|| grace_of(&self.pod));
+        let grace = self.evicted_within().map_or(grace, |evicted| self.within_deletion(evicted));
         let (context, pod, ip) = (Arc::clone(&self.context), Arc::clone(&self.pod), self.records.pod_ip);
         let (name, running) = (kill.container.clone(), self.running.subscribe());
         let (operation, abort) = abortable(async move {
@@ -258,6 +260,7 @@ impl Worker {
         match result {
             Ok(()) => {
                 self.retry.reset();
+                self.evicted = None;
                 let is_final = self.is_gone || self.pod.metadata.deletion_timestamp.is_some();
                 let ids: Vec<String> = self.runtime.ids();
                 for id in ids {

@@ -40,6 +40,7 @@ impl Worker {
         if self.records.pod_ip.is_none() && self.runtime.sandboxes.iter().any(Instance::is_running) {
             self.records.pod_ip = kept_address(&self.context.pod_dir(&self.pod)).await;
         }
+        self.resume_eviction();
         let known: Vec<ContainerStatus> = statuses(&self.pod).cloned().collect();
         for status in &known {
             let instances = self.runtime.containers.get(&status.name);

@@ -1,15 +1,17 @@
 //! Resizes in place (KEP-1287): what a pod asks for now, what the node has granted it, and what its running containers have. A
 //! change is granted as a whole or not at all; then each container is changed while it runs, or restarted where its policy says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::admit::Lack;
-use super::resources::{container_resources, pod_resources, qos_class};
+use super::resources::{QosClass, container_resources, pod_resources, qos_class};
+use super::spec::on_cpus;
 use super::state::{Role, held};
 use super::worker::{Done, Worker};
 use super::{cgroup, recover};
@@ -17,6 +19,9 @@ use crate::cri::{Resources, RuntimeError};
 
 /// How long until a change that the engine refused is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// Where the requests and limits of the whole pod stand among those of its containers.
+pub const WHOLE_POD: &str = "";
 
 /// Requests and limits by the container's name.
 pub type PerContainer = BTreeMap<String, ResourceRequirements>;
@@ -41,6 +46,8 @@ pub struct Resizes {
     pub in_progress: Option<Option<String>>,
     /// The container that is being changed.
     changing: Option<String>,
+    /// Containers that have the whole pod's new limits already, where they have none of their own.
+    followed: BTreeSet<String>,
     retry_at: Option<Timestamp>,
 }
 
@@ -53,12 +60,20 @@ fn resizable(pod: &Pod) -> impl Iterator<Item = &Container> {
 }
 
 fn wanted(pod: &Pod) -> PerContainer {
-    resizable(pod).map(|container| (container.name.clone(), container.resources.clone().unwrap_or_default())).collect()
+    let containers = resizable(pod).map(|one| (one.name.clone(), one.resources.clone().unwrap_or_default()));
+    containers.chain(of_whole(pod).map(|resources| (WHOLE_POD.to_owned(), resources.clone()))).collect()
+}
+
+fn of_whole(pod: &Pod) -> Option<&ResourceRequirements> {
+    pod.spec.as_ref().and_then(|spec| spec.resources.as_ref())
 }
 
 /// The pod with these resources in place of those that it asks for.
 fn with_resources(pod: &Pod, resources: &PerContainer) -> Pod {
     let mut pod = pod.clone();
+    if let (Some(spec), Some(whole)) = (&mut pod.spec, resources.get(WHOLE_POD)) {
+        spec.resources = Some(whole.clone());
+    }
     let spec = pod.spec.iter_mut();
     for container in spec.flat_map(|spec| spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten())) {
         if let Some(own) = resources.get(&container.name) {
@@ -68,15 +83,19 @@ fn with_resources(pod: &Pod, resources: &PerContainer) -> Pod {
     pod
 }
 
-/// What was granted before the agent was restarted: the status in the API has kept it.
-fn remembered(container: &Container, status: Option<&ContainerStatus>) -> ResourceRequirements {
-    let asked = container.resources.clone().unwrap_or_default();
-    let Some(granted) = status.and_then(|status| status.allocated_resources.clone()) else { return asked };
+/// What was granted before the agent was restarted: the status in the API has kept what was granted, and what is in force.
+fn remembered(
+    asked: Option<&ResourceRequirements>,
+    granted: Option<&BTreeMap<String, Quantity>>,
+    actual: Option<&ResourceRequirements>,
+) -> ResourceRequirements {
+    let asked = asked.cloned().unwrap_or_default();
+    let Some(granted) = granted.cloned() else { return asked };
     let same = |one: &BTreeMap<_, _>| Some(one) == asked.requests.as_ref();
     if same(&granted) {
         return asked;
     }
-    let limits = status.and_then(|status| status.resources.as_ref()).and_then(|resources| resources.limits.clone());
+    let limits = actual.and_then(|resources| resources.limits.clone());
     ResourceRequirements { requests: Some(granted), limits: limits.or(asked.limits), claims: asked.claims }
 }
 
@@ -88,6 +107,14 @@ fn needs_restart(container: &Container, from: &ResourceRequirements, to: &Resour
     };
     let policies = container.resize_policy.iter().flatten();
     policies.into_iter().any(|policy| policy.restart_policy == "RestartContainer" && differs(&policy.resource_name))
+}
+
+/// Whether the CPUs of a Guaranteed pod change: which are its own is decided once.
+fn changes_whole_cpus(pod: &Pod, from: &PerContainer, to: &PerContainer) -> bool {
+    let cpu = |all: &PerContainer| -> Vec<_> {
+        all.values().map(|one| one.requests.as_ref().and_then(|requests| requests.get("cpu")).cloned()).collect()
+    };
+    qos_class(pod) == QosClass::Guaranteed && cpu(from) != cpu(to)
 }
 
 fn refusal(lack: &Lack) -> Pending {
@@ -118,15 +145,30 @@ impl Worker {
         if has_begun {
             let known: BTreeMap<&str, &ContainerStatus> =
                 recover::statuses(&self.pod).map(|status| (status.name.as_str(), status)).collect();
-            let remembered =
-                resizable(&self.pod).map(|one| (one.name.clone(), remembered(one, known.get(one.name.as_str()).copied())));
-            let allocated: PerContainer = remembered.collect();
+            let of_containers = resizable(&self.pod).map(|one| {
+                let status = known.get(one.name.as_str());
+                let granted = status.and_then(|status| status.allocated_resources.as_ref());
+                let actual = status.and_then(|status| status.resources.as_ref());
+                (one.name.clone(), remembered(one.resources.as_ref(), granted, actual))
+            });
+            let status = self.pod.status.as_ref();
+            let whole = of_whole(&self.pod).map(|asked| {
+                let granted = status.and_then(|status| status.allocated_resources.as_ref());
+                let actual = status.and_then(|status| status.resources.as_ref());
+                (WHOLE_POD.to_owned(), remembered(Some(asked), granted, actual))
+            });
+            let allocated: PerContainer = of_containers.chain(whole).collect();
             let actual = |(name, granted): (&String, &ResourceRequirements)| {
-                let status = known.get(name.as_str()).and_then(|status| status.resources.clone());
-                (name.clone(), status.unwrap_or_else(|| granted.clone()))
+                let shown = match name.as_str() {
+                    WHOLE_POD => status.and_then(|status| status.resources.clone()),
+                    name => known.get(name).and_then(|status| status.resources.clone()),
+                };
+                (name.clone(), shown.unwrap_or_else(|| granted.clone()))
             };
             self.resizes.actual = allocated.iter().map(actual).collect();
             self.resizes.allocated = allocated;
+        } else if let Some(whole) = of_whole(&self.pod) {
+            self.resizes.actual.insert(WHOLE_POD.to_owned(), whole.clone());
         }
         self.take_allocation();
     }
@@ -150,6 +192,10 @@ impl Worker {
     }
 
     fn ask_for(&mut self, wanted: PerContainer) {
+        if self.context.cpus.is_static() && changes_whole_cpus(&self.pod, &self.resizes.allocated, &wanted) {
+            let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"".to_owned();
+            return self.pend(Pending { reason: "Infeasible", message });
+        }
         match self.context.grants.grant(&self.uid, &self.pod, &self.context.allocatable()) {
             Ok(()) => {
                 self.resizes.pending = None;
@@ -157,15 +203,22 @@ impl Worker {
                 self.take_allocation();
             }
             Err(lack) => {
-                let pending = refusal(&lack);
-                if self.resizes.pending.as_ref() != Some(&pending) {
-                    let reason = format!("Resize{}", pending.reason);
-                    self.context.event(&self.pod, None, true, &reason, &pending.message);
-                    self.resizes.pending = Some(pending);
-                }
+                self.pend(refusal(&lack));
                 self.context.grants.wait(&self.uid, &self.mailbox);
             }
         }
+    }
+
+    fn pend(&mut self, pending: Pending) {
+        if self.resizes.pending.as_ref() != Some(&pending) {
+            let reason = format!("Resize{}", pending.reason);
+            self.context.event(&self.pod, None, true, &reason, &pending.message);
+            self.resizes.pending = Some(pending);
+        }
+    }
+
+    fn limits_of(&self, pod: &Pod) -> Resources {
+        pod_resources(pod, self.context.cpus.has_own(&self.uid))
     }
 
     fn change_containers(&mut self, now: Timestamp) -> Option<Timestamp> {
@@ -176,7 +229,8 @@ impl Worker {
             let latest = worker.runtime.latest(member.name()).filter(|latest| latest.is_running())?;
             let to = worker.resizes.allocated.get(member.name())?;
             let from = worker.resizes.actual.get(member.name())?;
-            (from != to && !worker.containers.contains_key(member.name()))
+            let is_stale = from != to || worker.must_follow(member);
+            (is_stale && !worker.containers.contains_key(member.name()))
                 .then(|| (latest.detail.id.clone(), from.clone(), to.clone()))
         };
         let candidates = self.members.iter().filter(|member| matches!(member.role, Role::App | Role::Sidecar));
@@ -198,7 +252,9 @@ impl Worker {
             return None;
         }
         self.resizes.changing = Some(member.name().to_owned());
-        let (context, limits) = (Arc::clone(&self.context), container_resources(&member.spec));
+        let share = self.context.cpus.share(&self.uid, member.name());
+        let (context, limits) =
+            (Arc::clone(&self.context), on_cpus(container_resources(&self.granted, &member.spec), share.as_ref()));
         self.operations.push(Box::pin(async move {
             let changed = context.runtime.update(&id, &limits).await;
             Done::Resized(member.spec.name.clone(), Box::new(to), changed)
@@ -206,16 +262,40 @@ impl Worker {
         None
     }
 
+    /// Whether a container without limits of its own still has those that the whole pod had.
+    fn must_follow(&self, member: &super::state::Member) -> bool {
+        let (from, to) = (self.resizes.actual.get(WHOLE_POD), self.resizes.allocated.get(WHOLE_POD));
+        if from == to || self.resizes.followed.contains(member.name()) {
+            return false;
+        }
+        let before = with_resources(&self.pod, &self.resizes.actual);
+        container_resources(&before, &member.spec) != container_resources(&self.granted, &member.spec)
+    }
+
     fn limit_pod_for_both(&self) {
-        let before = pod_resources(&with_resources(&self.pod, &self.resizes.actual));
-        let limits = larger(&before, &pod_resources(&self.granted));
+        let before = self.limits_of(&with_resources(&self.pod, &self.resizes.actual));
+        let limits = larger(&before, &self.limits_of(&self.granted));
         cgroup::apply(qos_class(&self.pod), &self.uid, self.context.offer.cgroup_driver, &limits);
     }
 
+    /// When all containers have what was granted, the whole pod gets it too: its own limits change last.
     fn finish_resize(&mut self) {
-        let is_done = self.resizes.actual == self.resizes.allocated;
-        if is_done && self.resizes.in_progress.take().is_some() {
-            let limits = pod_resources(&self.granted);
+        let Resizes { allocated, actual, .. } = &self.resizes;
+        let mut of_containers = allocated.iter().filter(|(name, _)| *name != WHOLE_POD);
+        if !of_containers.all(|(name, granted)| actual.get(name) == Some(granted)) {
+            return;
+        }
+        let whole = allocated.get(WHOLE_POD).filter(|whole| actual.get(WHOLE_POD) != Some(whole)).cloned();
+        if let Some(whole) = whole {
+            if self.resizes.in_progress.is_none() {
+                self.context.event(&self.pod, None, false, "ResizeStarted", "Pod resize started");
+                self.resizes.in_progress = Some(None);
+            }
+            self.resizes.actual.insert(WHOLE_POD.to_owned(), whole);
+            self.resizes.followed.clear();
+        }
+        if self.resizes.in_progress.take().is_some() {
+            let limits = self.limits_of(&self.granted);
             cgroup::apply(qos_class(&self.pod), &self.uid, self.context.offer.cgroup_driver, &limits);
             self.context.event(&self.pod, None, false, "ResizeCompleted", "Pod resize completed");
         }
@@ -233,6 +313,7 @@ impl Worker {
         match result {
             Ok(()) => {
                 self.resizes.actual.insert(container.to_owned(), to);
+                self.resizes.followed.insert(container.to_owned());
                 self.resizes.retry_at = None;
                 if let Some(in_progress) = &mut self.resizes.in_progress {
                     *in_progress = None;
@@ -292,12 +373,15 @@ mod tests {
             serde_json::from_value::<ContainerStatus>(value).unwrap()
         };
         let asked = container(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}), json!([]));
+        let known = |status: &ContainerStatus| {
+            remembered(asked.resources.as_ref(), status.allocated_resources.as_ref(), status.resources.as_ref())
+        };
         let same = status(json!({"allocatedResources": {"cpu": "2"}, "resources": {"limits": {"cpu": "1"}}}));
-        assert_eq!(Some(remembered(&asked, Some(&same))), asked.resources);
+        assert_eq!(Some(known(&same)), asked.resources);
         let less = status(json!({"allocatedResources": {"cpu": "1"}, "resources": {"limits": {"cpu": "1"}}}));
-        let granted = remembered(&asked, Some(&less));
-        assert_eq!(granted, container(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}), json!([])).resources.unwrap());
-        assert_eq!(Some(remembered(&asked, None)), asked.resources);
+        let granted = container(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}), json!([])).resources.unwrap();
+        assert_eq!(known(&less), granted);
+        assert_eq!(Some(remembered(asked.resources.as_ref(), None, None)), asked.resources);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 
 use crate::api::quantity::Quantity;
 use crate::cri::{CgroupDriver, Resources};
-use crate::kinds::core::pod::resources::of_pod;
+use crate::kinds::core::pod::resources::{of_containers, of_pod};
 
 /// Quality-of-service class of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ const MAX_CPU_SHARES: i64 = 262_144;
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 const BEST_EFFORT_OOM_SCORE_ADJ: i64 = 1_000;
 /// Priority from which a pod counts as critical to its node.
-const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+pub const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 type Amounts = BTreeMap<String, Typed>;
 
@@ -82,17 +82,25 @@ pub fn cgroup_parent(class: QosClass, uid: &str, driver: CgroupDriver) -> String
     }
 }
 
-/// A container's limits in the kernel's units.
-pub fn container_resources(container: &Container) -> Resources {
-    let cpu_limit = limit(container, "cpu").map(|limit| limit.milli_value());
+/// A limit of the whole pod.
+pub fn limit_of_pod(pod: &Pod, name: &str) -> Option<Quantity> {
+    let resources = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    amount(resources.and_then(|resources| resources.limits.as_ref()), name)
+}
+
+/// A container's limits in the kernel's units; where it has none of its own, those of its pod.
+pub fn container_resources(pod: &Pod, container: &Container) -> Resources {
+    let limit = |name: &str| limit(container, name).or_else(|| limit_of_pod(pod, name));
+    let cpu_limit = limit("cpu").map(|limit| limit.milli_value());
     let cpu_request = request(container, "cpu").map(|request| request.milli_value()).or(cpu_limit);
     Resources {
         cpu_shares: Some(cpu_shares(cpu_request.unwrap_or(0))),
         cpu_quota_us: cpu_limit.map(cpu_quota_us),
         cpu_period_us: cpu_limit.map(|_| CPU_PERIOD_US),
-        memory_bytes: limit(container, "memory").map(|limit| limit.value()),
+        memory_bytes: limit("memory").map(|limit| limit.value()),
         pids: None,
         huge_pages: Vec::new(),
+        cpuset: None,
     }
 }
 
@@ -116,6 +124,7 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory_bytes: i64) -
         QosClass::BestEffort => BEST_EFFORT_OOM_SCORE_ADJ,
         QosClass::Burstable => {
             let requested = request(container, "memory").map_or(0, |request| request.value());
+            let requested = requested.saturating_add(unassigned_memory(pod));
             let share = i128::from(requested) * 1_000 / i128::from(node_memory_bytes.max(1));
             let score = 1_000 - i64::try_from(share).unwrap_or(1_000);
             score.clamp(1_000 + GUARANTEED_OOM_SCORE_ADJ, BEST_EFFORT_OOM_SCORE_ADJ - 1)
@@ -123,10 +132,21 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory_bytes: i64) -
     }
 }
 
+/// What of the memory that a whole pod asks for none of its containers asks for, shared out among them.
+fn unassigned_memory(pod: &Pod) -> i64 {
+    let Some(spec) = &pod.spec else { return 0 };
+    let of_pod = amount(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()), "memory");
+    let Some(of_pod) = of_pod else { return 0 };
+    let assigned = of_containers(spec, |container| request(container, "memory")).map_or(0, |sum| sum.value());
+    let count = i64::try_from(containers(spec).count()).unwrap_or(1).max(1);
+    (of_pod.value().saturating_sub(assigned) / count).max(0)
+}
+
 /// Limits of the pod's own cgroup: its own, or the sum over its containers where each has one (upstream `ResourceConfigForPod`).
-pub fn pod_resources(pod: &Pod) -> Resources {
+/// A pod with CPUs of its own is not slowed down there.
+pub fn pod_resources(pod: &Pod, has_own_cpus: bool) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::default() };
-    let cpu = pod_limit(spec, "cpu", Quantity::milli_value);
+    let cpu = pod_limit(spec, "cpu", Quantity::milli_value).filter(|_| !has_own_cpus);
     let huge = |name: &str| pod_limit(spec, name, Quantity::value).map(|bytes| (name.to_owned(), bytes));
     let names: std::collections::BTreeSet<&String> = containers(spec)
         .flat_map(|container| container.resources.iter().flat_map(|resources| resources.limits.iter().flatten()))
@@ -139,6 +159,7 @@ pub fn pod_resources(pod: &Pod) -> Resources {
         cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
         memory_bytes: pod_limit(spec, "memory", Quantity::value),
         pids: None,
+        cpuset: None,
         huge_pages: names.into_iter().filter_map(|name| huge(name)).collect(),
     }
 }
@@ -206,12 +227,27 @@ mod tests {
     fn units_of_the_kernel() {
         let all = pod(&[json!({"limits": {"cpu": "250m", "memory": "64Mi"}, "requests": {"cpu": "100m"}})]);
         let spec = all.spec.as_ref().unwrap();
-        let resources = container_resources(&spec.containers[0]);
+        let resources = container_resources(&all, &spec.containers[0]);
         assert_eq!(resources.cpu_shares, Some(102));
         assert_eq!(resources.cpu_quota_us, Some(25_000));
         assert_eq!(resources.memory_bytes, Some(64 << 20));
         assert_eq!(oom_score_adj(&all, &spec.containers[0], 8 << 30), 999);
         assert_eq!(cgroup_parent(qos_class(&all), "a-b", CgroupDriver::Cgroupfs), "/kubepods/burstable/poda-b");
         assert_eq!(cgroup_parent(QosClass::Guaranteed, "a-b", CgroupDriver::Systemd), "kubepods-poda_b.slice");
+    }
+
+    #[test]
+    fn what_a_pod_has_as_a_whole_is_its_containers() {
+        let mut all = pod(&[json!({"requests": {"memory": "1Gi"}}), json!({"limits": {"cpu": "100m"}})]);
+        let whole = json!({"requests": {"cpu": "200m", "memory": "2Gi"}, "limits": {"cpu": "500m", "memory": "4Gi"}});
+        all.spec.as_mut().unwrap().resources = serde_json::from_value(whole).unwrap();
+        let spec = all.spec.as_ref().unwrap();
+        let [first, second] = [0, 1].map(|at| container_resources(&all, &spec.containers[at]));
+        assert_eq!((first.cpu_quota_us, first.memory_bytes), (Some(50_000), Some(4 << 30)));
+        assert_eq!((second.cpu_quota_us, second.memory_bytes), (Some(10_000), Some(4 << 30)));
+        let of_pod = pod_resources(&all, false);
+        assert_eq!((of_pod.cpu_shares, of_pod.cpu_quota_us, of_pod.memory_bytes), (Some(204), Some(50_000), Some(4 << 30)));
+        // Half of the gibibyte that nobody asks for goes to each.
+        assert_eq!([0, 1].map(|at| oom_score_adj(&all, &spec.containers[at], 8 << 30)), [813, 938]);
     }
 }

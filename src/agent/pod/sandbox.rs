@@ -167,6 +167,6 @@ pub async fn detach(context: &Context, uid: &str) -> Result<(), String> {
 }
 
 fn limit_pod(context: &Context, pod: &Pod, uid: &str) {
-    let limits = resources::pod_resources(pod);
+    let limits = resources::pod_resources(pod, context.cpus.has_own(uid));
     cgroup::apply(resources::qos_class(pod), uid, context.offer.cgroup_driver, &limits);
 }

@@ -12,11 +12,8 @@ use super::env::expand;
 use super::files;
 use super::resources::{GPU, cgroup_parent, container_resources, limit, oom_score_adj, qos_class};
 use super::state::{Member, Role};
-use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, SandboxSpec, Seccomp, labels};
-
-/// Docker's own limit of a log file, and how many are kept: the kubelet's defaults.
-const LOG_MAX_BYTES: u64 = 10 << 20;
-const LOG_MAX_FILES: u32 = 5;
+use crate::agent::cpu::Share;
+use crate::cri::{ContainerSpec, Device, DeviceRequest, Image, Mount, Propagation, Resources, SandboxSpec, Seccomp, labels};
 
 fn text(value: Option<&String>) -> &str {
     value.map_or("", String::as_str)
@@ -78,6 +75,8 @@ pub struct ContainerInput<'a> {
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub host_devices: Vec<Device>,
+    /// The CPUs that it runs on, where the node gives them out.
+    pub cpus: Option<Share>,
 }
 
 /// A container of a pod.
@@ -99,6 +98,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         env,
         mounts,
         host_devices,
+        cpus,
     } = input;
     let (container, default) = (&member.spec, PodSpec::default());
     let spec = pod.spec.as_ref().unwrap_or(&default);
@@ -107,23 +107,21 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
     let user = user(pod, container, &pod_security, &security, image)?;
     let (capabilities_add, capabilities_drop) = capabilities(security.capabilities.as_ref());
     let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-    let expand_all = |words: &Vec<String>| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>();
-    let nonempty = |words: &&Vec<String>| !words.is_empty();
-    let mut labels = base_labels(pod, owner, "container", attempt);
-    labels.insert(labels::CONTAINER_NAME.to_owned(), container.name.clone());
-    labels.insert(labels::SANDBOX_ID.to_owned(), sandbox_id.to_owned());
-    labels.insert(labels::SPEC_HASH.to_owned(), member.hash.clone());
+    let expand_all = |words: &Option<Vec<String>>| {
+        let words = words.as_ref().filter(|words| !words.is_empty());
+        words.map(|words| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>())
+    };
     let privileged = security.privileged == Some(true);
     let score = oom_score_adj(pod, container, offer.memory_bytes);
     let groups = pod_security.supplemental_groups.iter().flatten().copied().chain(pod_security.fs_group);
     Ok(ContainerSpec {
         name: container_name(pod, &container.name, attempt),
         image: container.image.clone().unwrap_or_default(),
-        command: container.command.as_ref().filter(nonempty).map(expand_all),
-        args: container.args.as_ref().filter(nonempty).map(expand_all),
+        command: expand_all(&container.command),
+        args: expand_all(&container.args),
         env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         working_dir: text(container.working_dir.as_ref()).to_owned(),
-        labels,
+        labels: container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id),
         mounts,
         host_devices,
         sandbox_id: sandbox_id.to_owned(),
@@ -132,6 +130,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         pid_of: target_id,
         user,
         supplemental_groups: groups.collect(),
+        merge_image_groups: pod_security.supplemental_groups_policy.as_deref() != Some("Strict"),
         privileged,
         read_only_rootfs: security.read_only_root_filesystem == Some(true),
         no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
@@ -147,12 +146,37 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
-        resources: if member.role == Role::Ephemeral { Default::default() } else { container_resources(container) },
+        resources: on_cpus(limits(pod, member), cpus.as_ref()),
         oom_score_adj: Some(score).filter(|score| *score >= 0 || offer.can_lower_oom_score),
         cgroup_parent: cgroup_parent(qos_class(pod), text(pod.metadata.uid.as_ref()), offer.cgroup_driver),
-        log_max_bytes: LOG_MAX_BYTES,
-        log_max_files: LOG_MAX_FILES,
+        log_max_bytes: offer.logs.max_bytes,
+        log_max_files: offer.logs.max_files,
     })
+}
+
+fn container_labels(mut labels: BTreeMap<String, String>, member: &Member, sandbox_id: &str) -> BTreeMap<String, String> {
+    let own = [
+        (labels::CONTAINER_NAME, member.spec.name.as_str()),
+        (labels::SANDBOX_ID, sandbox_id),
+        (labels::SPEC_HASH, member.hash.as_str()),
+    ];
+    labels.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    labels
+}
+
+/// What is added to look into a running pod is not limited.
+fn limits(pod: &Pod, member: &Member) -> Resources {
+    if member.role == Role::Ephemeral { Resources::default() } else { container_resources(pod, &member.spec) }
+}
+
+/// Limits of a container that runs on these CPUs. What has CPUs of its own is not slowed down there (upstream
+/// `DisableCPUQuotaWithExclusiveCPUs`).
+pub fn on_cpus(resources: Resources, share: Option<&Share>) -> Resources {
+    let cpuset = share.map(|share| share.cpus.to_string());
+    match share {
+        Some(share) if share.is_exclusive => Resources { cpuset, cpu_quota_us: None, cpu_period_us: None, ..resources },
+        _ => Resources { cpuset, ..resources },
+    }
 }
 
 fn user(

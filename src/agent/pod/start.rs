@@ -16,6 +16,7 @@ use super::recall::Recall;
 use super::sandbox::Progress;
 use super::spec::{self, ContainerInput};
 use super::state::Member;
+use crate::agent::cpu::{self, Share};
 use crate::agent::image::credentials;
 use crate::agent::probe::{Target, hook};
 use crate::cri::{ContainerDetail, Image, RegistryAuth, RuntimeError, Seccomp};
@@ -54,7 +55,7 @@ pub struct StartJob {
 /// [`StartFailure`]; the container may exist nevertheless (then the runtime says why it did not start).
 pub async fn start(context: &Context, mut job: StartJob) -> Result<ContainerDetail, StartFailure> {
     let image = image(context, &job).await?;
-    let id = create(context, &mut job, &image).await?;
+    let (id, share) = create(context, &mut job, &image).await?;
     wait(&mut job.progress, |progress| progress.is_ready).await?;
     let name = job.member.name();
     let started = {
@@ -67,6 +68,7 @@ pub async fn start(context: &Context, mut job: StartJob) -> Result<ContainerDeta
         context.event(&job.pod, Some(name), true, "Failed", &format!("Error: {message}"));
         return Err(StartFailure { retry_after: Duration::ZERO, ..StartFailure::new("RunContainerError", message) });
     }
+    move_to_cpus(context, &job, &id, share).await;
     context.event(&job.pod, Some(name), false, "Started", &format!("Started container {name}"));
     post_start(context, &job, &id).await?;
     let inspected = context.runtime.inspect(&id).await;
@@ -113,7 +115,16 @@ async fn wait(progress: &mut watch::Receiver<Progress>, enough: impl Fn(&Progres
     reached.map(|progress| progress.clone()).map_err(|_| StartFailure::new("ContainerCreating", "the pod's worker ended"))
 }
 
-async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<String, StartFailure> {
+/// While the container came up, others may have got CPUs of their own: it leaves them.
+async fn move_to_cpus(context: &Context, job: &StartJob, id: &str, was: Option<Share>) {
+    let now = context.cpus.share(job.pod.metadata.uid.as_deref().unwrap_or(""), job.member.name());
+    let Some(share) = now.filter(|now| Some(now) != was.as_ref()) else { return };
+    if let Err(error) = context.runtime.update(id, &cpu::of_cpus(&share.cpus)).await {
+        tracing::warn!(id, cpus = %share.cpus, %error, "a container was not moved to its CPUs");
+    }
+}
+
+async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<(String, Option<Share>), StartFailure> {
     let config = |message: String| StartFailure::new("CreateContainerConfigError", message);
     let needs_ip = env::needs_pod_ip(&job.member.spec);
     let mut references = references(context, job).await.map_err(config)?;
@@ -149,6 +160,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         Ok(seccomp) => seccomp,
         Err(message) => return Err(create_error(context, job, &RuntimeError::Failed(message))),
     };
+    let share = context.cpus.share(job.pod.metadata.uid.as_deref().unwrap_or(""), job.member.name());
     let wanted = spec::container_spec(ContainerInput {
         pod: &job.pod,
         member: &job.member,
@@ -163,6 +175,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
         env: variables,
         mounts,
         host_devices,
+        cpus: share.clone(),
     })
     .map_err(failed)?;
     if let Some(leftover) = &job.start.leftover {
@@ -171,7 +184,7 @@ async fn create(context: &Context, job: &mut StartJob, image: &Image) -> Result<
     let id = context.runtime.create_container(&wanted).await.map_err(|error| create_error(context, job, &error))?;
     let name = job.member.name();
     context.event(&job.pod, Some(name), false, "Created", &format!("Created container: {name}"));
-    Ok(id)
+    Ok((id, share))
 }
 
 /// Which system calls a container may make. Profiles lie in `DATA/agent/seccomp`, as a kubelet keeps them.

@@ -3,25 +3,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
     PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::actions::restarts;
 use super::recover::LOST;
-use super::resize::Resizes;
+use super::resize::{Resizes, WHOLE_POD};
 use super::resources::qos_class;
 use super::state::{Instance, Member, PodRuntime, Records, Role};
 
 /// Why a pod was ended by the agent itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ended {
     pub reason: String,
     pub message: String,
+    /// What its containers get in place of the pod's own grace period.
+    pub grace: Option<Duration>,
+    /// Whether it was no fault of the pod's: it then has the condition `DisruptionTarget`.
+    pub is_disruption: bool,
 }
 
 /// All that a status is computed from.
@@ -35,9 +41,11 @@ pub struct Observation<'a> {
     pub starting: &'a BTreeSet<String>,
     pub resizes: &'a Resizes,
     pub host_ip: IpAddr,
+    /// Whether the engine makes what is mounted below a read-only mount read-only too.
+    pub has_recursive_read_only: bool,
     /// When the agent first saw the pod.
     pub started_at: Timestamp,
-    /// Set when the agent ended the pod: its phase is then `Failed`.
+    /// Set when the agent ended the pod: its phase is `Failed` as soon as nothing of it runs.
     pub ended: Option<&'a Ended>,
     /// Nothing runs any more and nothing will: the phase is final.
     pub is_terminal: bool,
@@ -55,12 +63,13 @@ pub fn compute(o: &Observation<'_>) -> PodStatus {
     let ephemeral = statuses(&[Role::Ephemeral]);
     let phase = phase(o, &init, &apps);
     let conditions = conditions(o, &known, &init, &apps, phase);
+    let ended = o.ended.filter(|_| o.is_terminal);
     let uses_host_network = o.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
     let pod_ip = if uses_host_network { Some(o.host_ip) } else { o.records.pod_ip };
     PodStatus {
         phase: Some(phase.to_owned()),
-        reason: o.ended.map(|ended| ended.reason.clone()).or(known.reason),
-        message: o.ended.map(|ended| ended.message.clone()).or(known.message),
+        reason: ended.map(|ended| ended.reason.clone()).or(known.reason),
+        message: ended.map(|ended| ended.message.clone()).or(known.message),
         conditions: Some(conditions),
         container_statuses: Some(apps),
         init_container_statuses: some_unless_empty(init),
@@ -72,8 +81,14 @@ pub fn compute(o: &Observation<'_>) -> PodStatus {
         start_time: Some(known.start_time.unwrap_or(Time(o.started_at))),
         qos_class: known.qos_class.or_else(|| Some(qos_class(o.pod).as_str().to_owned())),
         observed_generation: o.pod.metadata.generation.or(known.observed_generation),
+        resources: o.resizes.actual.get(WHOLE_POD).cloned().or(known.resources),
+        allocated_resources: granted_to_pod(o.resizes).or(known.allocated_resources),
         ..known
     }
+}
+
+fn granted_to_pod(resizes: &Resizes) -> Option<BTreeMap<String, Quantity>> {
+    resizes.allocated.get(WHOLE_POD).and_then(|granted| granted.requests.clone())
 }
 
 fn some_unless_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
@@ -129,20 +144,28 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail.image_id)),
         container_id: latest.filter(|latest| !latest.detail.id.is_empty()).map(|latest| container_id(&latest.detail.id)),
         allocated_resources: granted.and_then(|granted| granted.requests.clone()),
-        volume_mounts: some_unless_empty(member.spec.volume_mounts.iter().flatten().map(mount_status).collect()),
+        volume_mounts: some_unless_empty(
+            member.spec.volume_mounts.iter().flatten().map(|mount| mount_status(o, mount)).collect(),
+        ),
         stop_signal: member.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         resources,
         ..ContainerStatus::default()
     }
 }
 
-fn mount_status(mount: &VolumeMount) -> VolumeMountStatus {
+fn mount_status(o: &Observation<'_>, mount: &VolumeMount) -> VolumeMountStatus {
     let is_read_only = mount.read_only == Some(true);
+    let is_recursive = match mount.recursive_read_only.as_deref() {
+        Some("Enabled") => true,
+        Some("IfPossible") => o.has_recursive_read_only,
+        _ => false,
+    };
+    let recursive = if is_recursive { "Enabled" } else { "Disabled" };
     VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
         read_only: Some(true).filter(|_| is_read_only),
-        recursive_read_only: is_read_only.then(|| "Disabled".to_owned()),
+        recursive_read_only: is_read_only.then(|| recursive.to_owned()),
         ..VolumeMountStatus::default()
     }
 }
@@ -174,7 +197,7 @@ fn waiting(o: &Observation<'_>, member: &Member, latest: Option<&Instance>) -> O
     Some(ContainerStateWaiting { reason: Some(waiting.reason.clone()), message: Some(waiting.message.clone()) })
 }
 
-fn crash_loop(pod: &Pod, container: &str, delay: std::time::Duration) -> ContainerStateWaiting {
+fn crash_loop(pod: &Pod, container: &str, delay: Duration) -> ContainerStateWaiting {
     let seconds = delay.as_secs();
     // As Go prints a duration.
     let delay = if seconds >= 60 { format!("{}m{}s", seconds / 60, seconds % 60) } else { format!("{seconds}s") };
@@ -261,7 +284,13 @@ fn count(statuses: &[ContainerStatus]) -> Counts {
 /// The phase, by the rules of the kubelet's `getPhase`.
 fn phase(o: &Observation<'_>, init: &[ContainerStatus], apps: &[ContainerStatus]) -> &'static str {
     if o.ended.is_some() {
-        return "Failed";
+        // As long as something of it may run, a pod that is being ended does not say that it has.
+        let known = o.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        return match known {
+            _ if o.is_terminal => "Failed",
+            None | Some("Pending") => "Pending",
+            Some(_) => "Running",
+        };
     }
     let counts = count(apps);
     let sidecars: BTreeMap<&str, Role> = o.members.iter().map(|member| (member.name(), member.role)).collect();
@@ -314,11 +343,16 @@ fn conditions(
     ];
     let before = known.conditions.clone().unwrap_or_default();
     let resizes = resize_conditions(o.resizes);
-    let mine = |type_: &str| own.iter().any(|(own, _)| *own == type_) || RESIZE_CONDITIONS.contains(&type_);
+    let disruption = disruption_condition(o.ended);
+    let mine = |type_: &str| {
+        let own = own.iter().chain(&disruption).any(|(own, _)| *own == type_);
+        own || RESIZE_CONDITIONS.contains(&type_)
+    };
     let foreign = before.iter().filter(|condition| !mine(&condition.type_)).cloned();
     let mut conditions: Vec<PodCondition> = own
         .iter()
         .chain(&resizes)
+        .chain(&disruption)
         .map(|(type_, verdict)| condition(o, type_, verdict, before.iter().find(|condition| condition.type_ == *type_)))
         .collect();
     conditions.extend(foreign);
@@ -327,6 +361,17 @@ fn conditions(
 
 /// Conditions that are there only while they are true.
 const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+/// The condition of a pod that is ended through no fault of its own.
+pub const DISRUPTION: &str = "DisruptionTarget";
+/// Its reason when the node ends the pod.
+pub const TERMINATED_BY_NODE: &str = "TerminationByKubelet";
+
+fn disruption_condition(ended: Option<&Ended>) -> Option<(&'static str, Verdict)> {
+    let ended = ended.filter(|ended| ended.is_disruption)?;
+    let message = Some(ended.message.clone());
+    Some((DISRUPTION, Verdict { is_true: true, reason: Some(TERMINATED_BY_NODE), message }))
+}
 
 fn resize_conditions(resizes: &Resizes) -> Vec<(&'static str, Verdict)> {
     let pending = resizes.pending.as_ref().map(|pending| {

@@ -22,6 +22,7 @@ fn status(spec: &Value, sandbox: Option<Is>, instances: &[(&str, u32, Is)], reco
         starting: &Default::default(),
         resizes: &Default::default(),
         host_ip: [192, 0, 2, 1].into(),
+        has_recursive_read_only: false,
         started_at: at(-100),
         ended: None,
         is_terminal,
@@ -151,10 +152,44 @@ fn transitions_keep_their_time() {
         starting: &Default::default(),
         resizes: &Default::default(),
         host_ip: [192, 0, 2, 1].into(),
+        has_recursive_read_only: false,
         started_at: at(0),
         ended: None,
         is_terminal: false,
         now: at(500),
     });
     assert_eq!(again, first);
+}
+
+#[test]
+fn an_evicted_pod_has_failed_when_nothing_of_it_runs() {
+    let (pod, resizes, starting) = (pod(one("Always")), Resizes::default(), Default::default());
+    let (members, records) = (members(&pod), attached());
+    let ended = Ended { reason: "Evicted".to_owned(), message: "low".to_owned(), grace: None, is_disruption: true };
+    let status = |is: Is, is_terminal| {
+        compute(&Observation {
+            pod: &pod,
+            members: &members,
+            runtime: &runtime(Some(Is::Running), &[("web", 0, is)]),
+            records: &records,
+            starting: &starting,
+            resizes: &resizes,
+            host_ip: [192, 0, 2, 1].into(),
+            has_recursive_read_only: false,
+            started_at: at(-100),
+            ended: Some(&ended),
+            is_terminal,
+            now: at(0),
+        })
+    };
+    for (is, is_terminal, phase, reason) in
+        [(Is::Running, false, "Pending", None), (Is::Exited(137, -1), true, "Failed", Some("Evicted"))]
+    {
+        let status = status(is, is_terminal);
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some(phase), reason));
+        let conditions = status.conditions.unwrap();
+        let disruption = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget").unwrap();
+        assert_eq!((disruption.status.as_str(), disruption.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+        assert_eq!(disruption.message.as_deref(), Some("low"));
+    }
 }

@@ -10,7 +10,7 @@ use futures_util::future::{AbortHandle, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::actions::{self, Desire, Situation};
 use super::admission;
@@ -87,6 +87,8 @@ pub(super) struct Worker {
     pub runtime: PodRuntime,
     pub records: Records,
     pub ended: Option<Ended>,
+    /// Whoever evicted the pod is told by this when it has ended.
+    pub evicted: Option<oneshot::Sender<()>>,
     /// How the pod stands with the node's admission.
     pub admission: Admission,
     /// The pod as its containers are made: with the resources that the node granted.
@@ -139,6 +141,7 @@ impl Worker {
             runtime: PodRuntime::default(),
             records: Records::default(),
             ended: None,
+            evicted: None,
             admission: Admission::Open,
             resizes: Resizes::default(),
             mirror: None,
@@ -183,6 +186,7 @@ impl Worker {
         }
         self.probes.values().for_each(|probes| probes.all.cancel());
         if self.is_over() {
+            self.context.cpus.release(&self.uid);
             self.context.grants.give_back(&self.uid);
             self.context.pods.withdraw(&self.pod);
         }
@@ -247,6 +251,9 @@ impl Worker {
         if let Some(pod) = letters.pod {
             self.take_pod(pod);
         }
+        if let Some(evict) = letters.evict {
+            self.evict(evict);
+        }
         self.refresh_volumes |= letters.sources;
         for (id, news) in letters.probes {
             self.take_probe_news(&id, news);
@@ -271,8 +278,12 @@ impl Worker {
         self.refresh_volumes |= annotations != (&self.pod.metadata.annotations, &self.pod.metadata.labels);
         self.pod = pod;
         self.take_allocation();
-        let grace = grace_of(&self.pod);
         // A shorter grace period (`kubectl delete --force`) replaces one that runs.
+        self.shorten(grace_of(&self.pod));
+    }
+
+    /// Gives containers that are ending no more than this.
+    pub(super) fn shorten(&mut self, grace: Duration) {
         for (_, kill) in self.containers.extract_if(.., |_, kill| kill.grace.is_some_and(|running| grace < running)) {
             kill.abort.abort();
             self.needs_refresh = true;
@@ -373,7 +384,7 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         self.context.event(&self.pod, None, false, "DeadlineExceeded", &message);
-        self.ended = Some(Ended { reason: "DeadlineExceeded".to_owned(), message });
+        self.ended = Some(Ended { reason: "DeadlineExceeded".to_owned(), message, ..Ended::default() });
         Desire::Stop
     }
 
@@ -394,6 +405,7 @@ impl Worker {
             && self.containers.is_empty();
         if is_terminal {
             // Before anybody hears that the pod has ended, there is room for the next one.
+            self.context.cpus.release(&self.uid);
             self.context.grants.give_back(&self.uid);
         }
         let wanted = self.status(is_terminal, now);
@@ -453,6 +465,7 @@ impl Worker {
             starting: &self.containers.iter().filter(|(_, one)| one.grace.is_none()).map(|(name, _)| name.clone()).collect(),
             resizes: &self.resizes,
             host_ip: self.context.node_ip,
+            has_recursive_read_only: self.context.offer.has_recursive_read_only,
             started_at: self.started_at,
             ended: self.ended.as_ref(),
             is_terminal,
@@ -493,6 +506,7 @@ impl Worker {
             attempt: instance.attempt,
             log_path: instance.detail.log_path.clone(),
             tty: instance.detail.tty,
+            pid: instance.detail.pid,
         };
         let containers = self.members.iter().map(|member| {
             let name = member.name();

@@ -163,7 +163,10 @@ fn world(spec: Value) -> World {
             can_lower_oom_score: true,
             has_recursive_read_only: false,
             has_apparmor: false,
+            logs: super::context::LogLimits { max_bytes: 10 << 20, max_files: 5 },
         },
+        pressures: Arc::default(),
+        cpus: Arc::new(crate::agent::cpu::Cpus::shared_by_all()),
         grants: Default::default(),
         allowed_unsafe_sysctls: Vec::new(),
         nodes: Informer::start(&tasks, client.clone(), Scope::all()),
@@ -282,6 +285,34 @@ async fn a_crash_restarts_and_then_backs_off() {
     world.clock.advance(Duration::from_secs(11));
     world.mailbox.tell(|letters| letters.sources = true);
     world.until("restarted again", |world| world.status()["containerStatuses"][0]["restartCount"] == 2).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_holds_nothing_up_and_ends_nothing() {
+    const DAY_SECONDS: i64 = 86_400;
+    let world = world(one());
+    world.work();
+    world.until_ready().await;
+    let began = crate::rt::Clock::now(&*world.clock);
+    let set = |seconds: i64| {
+        world.clock.set(began + jiff::SignedDuration::from_secs(seconds));
+        world.mailbox.tell(|letters| letters.resync = true);
+    };
+    let restarts = |world: &World| world.status()["containerStatuses"][0]["restartCount"].clone();
+    let reason = |world: &World| world.status()["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    world.fake.exit(&world.id("web", 0), 3);
+    world.until("runs again", |world| restarts(world) == 1 && world.is_ready()).await;
+    for (step, attempt) in [(-DAY_SECONDS, 1), (DAY_SECONDS, 2)] {
+        set(0);
+        world.fake.exit(&world.id("web", attempt), 3);
+        world.until("backs off", |world| reason(world) == "CrashLoopBackOff").await;
+        set(step);
+        world.until("restarted", |world| restarts(world) == attempt + 1 && world.is_ready()).await;
+    }
+    assert_eq!(world.status()["phase"], "Running");
+    set(-DAY_SECONDS);
+    world.until("still there", |world| world.is_ready()).await;
+    assert_eq!(restarts(&world), 3);
 }
 
 #[tokio::test]
@@ -404,4 +435,44 @@ async fn what_the_node_cannot_do_is_refused() {
     assert_eq!(status["message"], "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted");
     assert!(status.get("containerStatuses").is_none());
     assert_eq!((world.fake.count(Call::CreateSandbox), world.fake.count(Call::CreateContainer)), (0, 0));
+}
+
+#[tokio::test]
+async fn an_eviction_goes_on_after_a_restart_of_the_agent() {
+    let world = world(one());
+    world.api.change(|pod| {
+        pod["status"] = json!({"phase": "Running", "startTime": "2027-01-15T08:00:00Z", "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low"}]});
+    });
+    world.work();
+    world.until("failed", |world| world.status()["phase"] == "Failed").await;
+    assert_eq!((&world.status()["reason"], &world.status()["message"]), (&json!("Evicted"), &json!("low")));
+    assert_eq!(world.fake.count(Call::CreateContainer), 0, "what was evicted is not started again");
+}
+
+#[tokio::test]
+async fn an_evicted_pod_ends_soon_and_says_why() {
+    let mut spec = one();
+    spec["terminationGracePeriodSeconds"] = json!(3_600);
+    let world = world(spec);
+    world.work();
+    world.until_ready().await;
+    let (done, gone) = tokio::sync::oneshot::channel();
+    let ended = super::status::Ended {
+        reason: "Evicted".to_owned(),
+        message: "The node was low on resource: memory. ".to_owned(),
+        grace: Some(Duration::from_secs(1)),
+        is_disruption: true,
+    };
+    world.mailbox.tell(|letters| letters.evict = Some(super::mailbox::Evict { ended, done }));
+    assert!(tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap().is_err(), "dropped when the pod has ended");
+    world.until("failed", |world| world.status()["phase"] == "Failed").await;
+    let status = world.status();
+    assert_eq!((&status["reason"], &status["message"]), (&json!("Evicted"), &json!("The node was low on resource: memory. ")));
+    let conditions = status["conditions"].as_array().cloned().unwrap();
+    let disruption = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&disruption["status"], &disruption["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(world.fake.count(Call::CreateContainer), 1, "it is not started again");
+    let sandboxes_gone = |world: &World| world.fake.id_of("k8s_POD_web_default_uid-1_0").is_none();
+    world.until("the sandbox is taken down", sandboxes_gone).await;
 }

@@ -13,11 +13,7 @@ const MAX_REDIRECTS: usize = 10;
 
 /// Sends the request and judges the answer.
 pub(super) async fn get(once: &Once, get: &HTTPGetAction, target: &Target<'_>, agent: &str) -> Verdict {
-    let named = get.host.clone().filter(|host| !host.is_empty());
-    let tls = get.scheme.as_deref() == Some("HTTPS");
-    let mut endpoint = Endpoint::new(tls, target.host(named)?, port(&get.port, target.container)?);
-    let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let mut path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let (mut endpoint, mut path) = place(get, target)?;
     for _ in 0..=MAX_REDIRECTS {
         let url = url(&endpoint, &path);
         let request = request(&path, get, agent).map_err(|error| error.to_string())?;
@@ -40,6 +36,23 @@ pub(super) async fn get(once: &Once, get: &HTTPGetAction, target: &Target<'_>, a
         };
     }
     Err(format!("Get \"{}\": stopped after {MAX_REDIRECTS} redirects", url(&endpoint, &path)))
+}
+
+/// Where a probe looks.
+///
+/// # Errors
+/// In the kubelet's words, when there is no such port or address.
+pub(super) fn target_url(get: &HTTPGetAction, target: &Target<'_>) -> Result<String, String> {
+    let (endpoint, path) = place(get, target)?;
+    Ok(url(&endpoint, &path))
+}
+
+fn place(get: &HTTPGetAction, target: &Target<'_>) -> Result<(Endpoint, String), String> {
+    let named = get.host.clone().filter(|host| !host.is_empty());
+    let tls = get.scheme.as_deref() == Some("HTTPS");
+    let endpoint = Endpoint::new(tls, target.host(named)?, port(&get.port, target.container)?);
+    let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    Ok((endpoint, if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }))
 }
 
 fn url(endpoint: &Endpoint, path: &str) -> String {

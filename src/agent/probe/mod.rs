@@ -51,9 +51,11 @@ impl Prober {
             let command = exec.command.clone().unwrap_or_default();
             return self.exec(target.id, command, Some(timeout)).await.map(|()| None);
         }
-        let mut late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned();
+        let mut late = "context deadline exceeded".to_owned();
         let look = async {
             if let Some(get) = &probe.http_get {
+                let url = http::target_url(get, target)?;
+                late = format!("Get \"{url}\": {late} (Client.Timeout exceeded while awaiting headers)");
                 http::get(&self.once, get, target, AGENT).await
             } else if let Some(tcp) = &probe.tcp_socket {
                 let host = tcp.host.clone().filter(|host| !host.is_empty());

@@ -83,6 +83,8 @@ async fn http_answers_are_judged() {
             json!({"httpGet": {"path": path, "port": port, "scheme": scheme,
             "httpHeaders": [{"name": "Host", "value": "web.example"}]}})
         };
+        let url = format!("{}://127.0.0.1:{port}/hang", scheme.to_lowercase());
+        let hangs = format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
         let away = Ok(Some("Probe terminated redirects, Response body: gone".to_owned()));
         let table = [
             ("/ok", Ok(None)),
@@ -92,7 +94,7 @@ async fn http_answers_are_judged() {
             ("/away", away),
             ("/bad", Err("HTTP probe failed with statuscode: 500".to_owned())),
             ("/to-bad", Err("HTTP probe failed with statuscode: 500".to_owned())),
-            ("/hang", Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned())),
+            ("/hang", Err(hangs)),
         ];
         for (path, expected) in table {
             assert_eq!(look(&prober, get(path)).await, expected, "{scheme} {path}");

@@ -1,12 +1,11 @@
-//! Container logs: Docker's json-file, rotated files included, with the kubelet's parameters. Following waits for inotify and
-//! ends with the container.
+//! Container logs: Docker's json-file, rotated files included, with the kubelet's parameters. Following waits for the kernel to
+//! say that something was written, and for the pod's worker to say that the container has ended.
 
 use std::borrow::Cow;
 use std::io::{self, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::{HeaderValue, Response, header};
 use bytes::{Bytes, BytesMut};
@@ -18,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::watch;
 
 use super::query::Query;
 use super::{KubeletServer, lookup_error, tail};
@@ -31,8 +31,6 @@ use crate::rt::TaskGroup;
 const BLOCK_BYTES: usize = 64 << 10;
 /// Longest entry; Docker splits lines at 16 KiB.
 const ENTRY_BYTES: usize = 1 << 20;
-/// How often a quiet log is asked whether its container still runs.
-const POLL: Duration = Duration::from_millis(500);
 
 /// One entry of Docker's json-file.
 #[derive(Debug, Deserialize)]
@@ -117,6 +115,7 @@ impl KubeletServer {
             pod: pod.to_owned(),
             container: container.to_owned(),
             id: instance.id.clone(),
+            changes: self.pods.changes(),
         };
         let log = Log::open(path, options, life).await.map_err(|error| {
             ApiError::internal(format!("failed to open the log of container {container:?} in pod {pod:?}: {error}"))
@@ -143,10 +142,14 @@ struct Life {
     pod: String,
     container: String,
     id: String,
+    changes: watch::Receiver<()>,
 }
 
 impl Life {
-    fn is_over(&self) -> bool {
+    /// Whether the container has ended. If it has not, [`Self::changes`] tells when to ask again.
+    fn is_over(&mut self) -> bool {
+        // Seen before the look-up, so that what changes after it is told.
+        self.changes.mark_unchanged();
         let lookup = self.pods.container(&self.namespace, &self.pod, &self.container);
         let current = lookup.ok().and_then(|lookup| lookup.current);
         current.is_none_or(|instance| instance.id != self.id || instance.state == State::Exited)
@@ -160,8 +163,10 @@ struct Log {
     life: Life,
     file: File,
     inode: u64,
-    /// Rotated files that are still to be read before the present one, the next one last.
-    older: Vec<PathBuf>,
+    /// Files that were begun after the present one, the next one last.
+    newer: Vec<std::fs::File>,
+    /// Nothing is written to the present file any more: it was rotated.
+    is_closed: bool,
     /// Bytes behind the last whole entry.
     pending: BytesMut,
     watch: Option<EventStream<[u8; 1024]>>,
@@ -173,22 +178,22 @@ struct Log {
 
 impl Log {
     async fn open(path: PathBuf, options: Options, life: Life) -> io::Result<Self> {
+        // Before reading, so that nothing is written unseen.
+        let watch = if options.follow { Some(watch(&path)?) } else { None };
         let (log, lines) = (path.clone(), options.tail_lines);
         let found = TaskGroup::blocking(move || {
-            let files = tail::files(&log);
-            let start = lines.map_or(Ok((0, 0)), |lines| tail::start(&files, lines))?;
+            let mut files = tail::open(&log)?;
+            let start = lines.map_or(Ok((0, 0)), |lines| tail::start(&mut files, lines))?;
             Ok::<_, io::Error>((files, start))
         });
         let (files, (index, offset)) = found.await.map_err(io::Error::other)??;
-        // Before reading, so that nothing is written unseen.
-        let watch = if options.follow { Some(watch(&path)?) } else { None };
-        let mut older: Vec<PathBuf> = files.into_iter().skip(index).rev().collect();
-        let first = older.pop().unwrap_or_else(|| path.clone());
-        let mut file = File::open(&first).await?;
+        let mut newer: Vec<std::fs::File> = files.into_iter().skip(index).rev().collect();
+        let first = newer.pop().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.display().to_string()))?;
+        let inode = first.metadata()?.ino();
+        let mut file = File::from_std(first);
         file.seek(SeekFrom::Start(offset)).await?;
-        let inode = file.metadata().await?.ino();
         let (pending, in_line, sent, is_over) = (BytesMut::new(), false, 0, options.limit_bytes == Some(0));
-        Ok(Self { path, options, life, file, inode, older, pending, watch, in_line, sent, is_over })
+        Ok(Self { path, options, life, file, inode, newer, is_closed: false, pending, watch, in_line, sent, is_over })
     }
 
     /// The next part of the log; `None` at its end. When following, waits for more.
@@ -220,27 +225,28 @@ impl Log {
         Ok(None)
     }
 
-    /// Goes on to the file after the one that was read to its end. Returns whether there was one.
+    /// Goes on to the file after the one that was read to its end. Returns whether there is more to read.
     async fn advance(&mut self) -> io::Result<bool> {
-        let next = match self.older.pop() {
-            Some(next) => next,
-            None if self.is_newest() => return Ok(false),
-            // Rotated meanwhile: ours has a number now, and the next one has the number below.
-            None => {
-                let number = (1..).map(|number| (number, tail::rotated(&self.path, number)));
-                let mut existing = number.map_while(|(number, path)| inode(&path).map(|inode| (number, inode)));
-                match existing.find(|(_, inode)| *inode == self.inode) {
-                    Some((number, _)) if number > 1 => tail::rotated(&self.path, number - 1),
-                    _ => self.path.clone(),
-                }
+        if self.newer.is_empty() {
+            if self.is_newest() {
+                return Ok(false);
             }
-        };
-        self.file = match File::open(&next).await {
-            // Between renaming the old file and making the new one there is none.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            file => file?,
-        };
-        self.inode = self.file.metadata().await?.ino();
+            // Rotated meanwhile: what was written to it after its end was seen and before it was closed is still to be read.
+            if !std::mem::replace(&mut self.is_closed, true) {
+                return Ok(true);
+            }
+            let log = self.path.clone();
+            let files = TaskGroup::blocking(move || tail::open(&log)).await.map_err(io::Error::other)??;
+            let inodes: io::Result<Vec<u64>> = files.iter().map(|file| Ok(file.metadata()?.ino())).collect();
+            // If ours is gone by now, all that are left are newer.
+            let after = inodes?.iter().position(|inode| *inode == self.inode).map_or(0, |at| at + 1);
+            self.newer = files.into_iter().skip(after).rev().collect();
+        }
+        let Some(next) = self.newer.pop() else { return Ok(false) };
+        self.inode = next.metadata()?.ino();
+        self.file = File::from_std(next);
+        self.file.rewind().await?;
+        self.is_closed = false;
         self.pending.clear();
         Ok(true)
     }
@@ -250,6 +256,7 @@ impl Log {
         inode(&self.path).is_none_or(|inode| inode == self.inode)
     }
 
+    /// Waits until something was written, the log was rotated, or the container may have ended.
     async fn wait(&mut self) {
         let changed = async {
             match &mut self.watch {
@@ -257,10 +264,10 @@ impl Log {
                 None => std::future::pending().await,
             }
         };
-        // The watch tells of writing and rotation; that the container ends without a word is found by looking.
         tokio::select! {
             () = changed => {}
-            () = tokio::time::sleep(POLL) => {}
+            // The look-ups live as long as we do.
+            _ = self.life.changes.changed() => {}
         }
     }
 
@@ -294,7 +301,7 @@ impl Log {
         }
         let before = text.len();
         if self.options.timestamps && !self.in_line {
-            text.extend_from_slice(entry.time.as_bytes());
+            text.extend_from_slice(fixed_nanos(&entry.time).as_bytes());
             text.extend_from_slice(b" ");
         }
         text.extend_from_slice(entry.log.as_bytes());
@@ -308,6 +315,13 @@ impl Log {
             self.is_over = true;
         }
     }
+}
+
+/// Docker leaves out the zeros at the end of a fraction; the kubelet writes all nine digits.
+fn fixed_nanos(time: &str) -> String {
+    let (rest, zone) = time.split_at(time.len() - usize::from(time.ends_with('Z')));
+    let (seconds, fraction) = rest.split_once('.').unwrap_or((rest, ""));
+    format!("{seconds}.{fraction:0<9}{zone}")
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -324,6 +338,7 @@ fn watch(log: &Path) -> io::Result<EventStream<[u8; 1024]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::pods::{ContainerInstance, ContainerLookup, PodView};
 
     fn line(text: &str, stream: &str, second: u32) -> String {
         let time = format!("2026-01-01T00:00:{second:02}.5Z");
@@ -331,8 +346,9 @@ mod tests {
     }
 
     fn nobody() -> Life {
-        let name = String::new();
-        Life { pods: Arc::default(), namespace: name.clone(), pod: name.clone(), container: name.clone(), id: name }
+        let (name, pods) = (String::new(), Arc::<Pods>::default());
+        let changes = pods.changes();
+        Life { pods, namespace: name.clone(), pod: name.clone(), container: name.clone(), id: name, changes }
     }
 
     async fn read(path: &Path, query: &str) -> String {
@@ -362,11 +378,66 @@ mod tests {
             ("limitBytes=3", "a\nb"),
             ("limitBytes=0", ""),
             ("stream=Stderr", "\"é\"\n"),
-            ("timestamps=true&stream=Stdout", "2026-01-01T00:00:01.5Z a\n2026-01-01T00:00:02.5Z bc\n"),
+            ("timestamps=true&stream=Stdout", "2026-01-01T00:00:01.500000000Z a\n2026-01-01T00:00:02.500000000Z bc\n"),
         ];
         for (query, expected) in cases {
             assert_eq!(read(&path, query).await, expected, "{query}");
         }
+    }
+
+    #[tokio::test]
+    async fn follows_over_rotations_until_the_container_ends() {
+        const LINES: u32 = 3_000;
+        const LINES_A_FILE: u32 = 70;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x-json.log");
+        let pods = Arc::<Pods>::default();
+        let publish = |state: State| {
+            let current = ContainerInstance { id: "x".to_owned(), state, attempt: 0, pid: None, log_path: None, tty: false };
+            let name = || "n".to_owned();
+            let lookup = ContainerLookup {
+                pod_uid: name(),
+                container: name(),
+                current: Some(current),
+                previous: None,
+                waiting_reason: None,
+            };
+            let mut pod = k8s_openapi::api::core::v1::Pod::default();
+            (pod.metadata.namespace, pod.metadata.name) = (Some(name()), Some(name()));
+            pods.publish(PodView { pod: Arc::new(pod), containers: [(name(), lookup)].into() });
+        };
+        publish(State::Running);
+        std::fs::write(&path, "").unwrap();
+        let (changes, name) = (pods.changes(), || "n".to_owned());
+        let life =
+            Life { pods: Arc::clone(&pods), namespace: name(), pod: name(), container: name(), id: "x".to_owned(), changes };
+        let options = Options { follow: true, ..Options::default() };
+        let mut log = Log::open(path.clone(), options, life).await.unwrap();
+        let write = async {
+            for number in 0..LINES {
+                if number % LINES_A_FILE == LINES_A_FILE - 1 {
+                    for place in (1..LINES / LINES_A_FILE + 1).rev().filter(|place| tail::rotated(&path, *place).exists()) {
+                        std::fs::rename(tail::rotated(&path, place), tail::rotated(&path, place + 1)).unwrap();
+                    }
+                    std::fs::rename(&path, tail::rotated(&path, 1)).unwrap();
+                }
+                let mut file = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+                std::io::Write::write_all(&mut file, line(&format!("{number}\n"), "stdout", 1).as_bytes()).unwrap();
+                if number % 7 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            publish(State::Exited);
+        };
+        let read = async {
+            let mut text = String::new();
+            while let Some(part) = log.next().await.unwrap() {
+                text += std::str::from_utf8(&part).unwrap();
+            }
+            text
+        };
+        let ((), text) = tokio::join!(write, read);
+        assert_eq!(text, (0..LINES).map(|number| format!("{number}\n")).collect::<String>());
     }
 
     #[test]

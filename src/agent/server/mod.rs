@@ -113,8 +113,10 @@ impl Handler for KubeletServer {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         self.route(request).await.unwrap_or_else(|error| {
             tracing::debug!(%method, path, %error, "refused");
-            let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            json_response(status, &error.to_value())
+            // Plain words, as the kubelet's: the API server makes its own status of them.
+            let mut response = text(error.message);
+            *response.status_mut() = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            response
         })
     }
 }

@@ -1,6 +1,9 @@
 //! Where the last N lines of a container's log begin, over its rotated files, read from behind.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::logs::Entry;
@@ -8,12 +11,26 @@ use super::logs::Entry;
 /// Bytes read at once.
 const BLOCK_BYTES: u64 = 64 << 10;
 
-/// The files of a log, oldest first: Docker appends `.1` to the file before the present one, and so on.
-pub(super) fn files(log: &Path) -> Vec<PathBuf> {
-    let rotated = (1..).map(|number| rotated(log, number)).take_while(|path| path.exists());
-    let mut files: Vec<PathBuf> = std::iter::once(log.to_owned()).chain(rotated).collect();
+/// Opens the files of a log, oldest first: Docker appends `.1` to the file before the present one, and so on. They are opened
+/// from the newest on: when the log is rotated meanwhile, a file is met again under its next name, and none is missed.
+///
+/// # Errors
+/// When a file that is there cannot be opened.
+pub(super) fn open(log: &Path) -> io::Result<Vec<File>> {
+    let (mut files, mut known) = (Vec::new(), BTreeSet::new());
+    for number in 0.. {
+        let file = match File::open(if number == 0 { log.to_owned() } else { rotated(log, number) }) {
+            // Between renaming the old file and making the new one there is none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            file => file?,
+        };
+        if known.insert(file.metadata()?.ino()) {
+            files.push(file);
+        }
+    }
     files.reverse();
-    files
+    Ok(files)
 }
 
 pub(super) fn rotated(log: &Path, number: u32) -> PathBuf {
@@ -26,11 +43,10 @@ pub(super) fn rotated(log: &Path, number: u32) -> PathBuf {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(super) fn start(files: &[PathBuf], lines: u64) -> io::Result<(usize, u64)> {
+pub(super) fn start(files: &mut [File], lines: u64) -> io::Result<(usize, u64)> {
     let mut left = lines;
     let mut is_newest = true;
-    for (index, path) in files.iter().enumerate().rev() {
-        let mut file = std::fs::File::open(path)?;
+    for (index, file) in files.iter_mut().enumerate().rev() {
         let mut end = file.seek(SeekFrom::End(0))?;
         if is_newest && lines == 0 {
             return Ok((index, end));
@@ -74,17 +90,30 @@ mod tests {
         format!("{}\n", serde_json::json!({ "log": text, "stream": "stdout", "time": "2026-01-01T00:00:00Z" }))
     }
 
-    fn rest(files: &[PathBuf], lines: u64) -> String {
-        let (index, offset) = start(files, lines).unwrap();
+    fn rest(log: &Path, lines: u64) -> String {
+        let mut files = open(log).unwrap();
+        let (index, offset) = start(&mut files, lines).unwrap();
         let mut text = String::new();
-        for (n, path) in files.iter().enumerate().skip(index) {
-            let content = std::fs::read_to_string(path).unwrap();
-            let from = if n == index { usize::try_from(offset).unwrap() } else { 0 };
-            for entry in content[from..].lines() {
+        for (n, file) in files.iter_mut().enumerate().skip(index) {
+            file.seek(SeekFrom::Start(if n == index { offset } else { 0 })).unwrap();
+            let mut content = String::new();
+            file.read_to_string(&mut content).unwrap();
+            for entry in content.lines() {
                 text += &Entry::parse(entry.as_bytes()).unwrap().log;
             }
         }
         text
+    }
+
+    #[test]
+    fn a_rotation_between_is_no_second_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("x-json.log");
+        std::fs::write(&log, line("one\n")).unwrap();
+        std::fs::hard_link(&log, rotated(&log, 1)).unwrap();
+        assert_eq!(rest(&log, 99), "one\n");
+        std::fs::remove_file(&log).unwrap();
+        assert_eq!(rest(&log, 99), "one\n");
     }
 
     #[test]
@@ -94,8 +123,7 @@ mod tests {
         std::fs::write(rotated(&log, 2), line("one\n")).unwrap();
         std::fs::write(rotated(&log, 1), line("two\n") + &line("thr")).unwrap();
         std::fs::write(&log, line("ee\n") + &line("four\n") + &line("fi")).unwrap();
-        let files = files(&log);
-        assert_eq!(files.len(), 3);
+        assert_eq!(open(&log).unwrap().len(), 3);
         let cases = [
             (0, ""),
             (1, "fi"),
@@ -106,7 +134,7 @@ mod tests {
             (99, "one\ntwo\nthree\nfour\nfi"),
         ];
         for (lines, expected) in cases {
-            assert_eq!(rest(&files, lines), expected, "{lines}");
+            assert_eq!(rest(&log, lines), expected, "{lines}");
         }
     }
 
@@ -117,7 +145,7 @@ mod tests {
         let lines: Vec<String> = (0..5_000).map(|n| format!("line {n} {}\n", "x".repeat(n % 97))).collect();
         std::fs::write(&log, lines.iter().map(|text| line(text)).collect::<String>()).unwrap();
         for count in [1_usize, 10, 700, 701, 3_000, 4_999, 5_000] {
-            assert_eq!(rest(&files(&log), count as u64), lines[5_000 - count..].concat(), "{count}");
+            assert_eq!(rest(&log, count as u64), lines[5_000 - count..].concat(), "{count}");
         }
     }
 }

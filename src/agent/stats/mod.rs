@@ -18,7 +18,7 @@ use super::pod::context::NetworkSlot;
 use super::pod::resources::qos_class;
 use super::pod::statuses;
 use super::pods::Pods;
-use crate::cri::{RuntimeInfo, State};
+use crate::cri::{CgroupDriver, RuntimeInfo, State};
 use crate::network::{NodeTraffic, Traffic};
 use crate::rt::TaskGroup;
 use crate::rt::clock::SharedClock;
@@ -28,6 +28,7 @@ pub mod exposition;
 pub mod filesystem;
 pub mod summary;
 
+pub use cgroup::machine;
 use cgroup::{PodCgroup, Usage};
 use filesystem::Space;
 
@@ -135,13 +136,25 @@ impl Stats {
         Ok(self.compare(&now, &now).await)
     }
 
+    /// What the pods together keep in memory that the kernel does not give up first. Blocking.
+    pub fn pods_working_set_bytes(&self) -> u64 {
+        let driver = self.driver();
+        let views = self.pods.views();
+        let uids = views.iter().filter_map(|view| Some((qos_class(&view.pod), view.pod.metadata.uid.as_deref()?)));
+        uids.filter_map(|(class, uid)| PodCgroup::new(class, uid, driver).pod()).map(|usage| usage.working_set_bytes).sum()
+    }
+
+    fn driver(&self) -> CgroupDriver {
+        self.runtime.borrow().as_ref().map(|info| info.cgroup_driver).unwrap_or_default()
+    }
+
     async fn raw(self: &Arc<Self>) -> Result<Raw, String> {
         let stats = Arc::clone(self);
         TaskGroup::blocking(move || stats.raw_blocking()).await.map_err(|error| format!("cannot read the figures: {error}"))
     }
 
     fn raw_blocking(&self) -> Raw {
-        let driver = self.runtime.borrow().as_ref().map(|info| info.cgroup_driver).unwrap_or_default();
+        let driver = self.driver();
         let mut raw = Raw { at: self.clock.now(), node: cgroup::machine(), ..Raw::default() };
         for view in self.pods.views() {
             let Some(uid) = &view.pod.metadata.uid else { continue };

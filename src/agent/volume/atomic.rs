@@ -42,7 +42,22 @@ pub fn write(directory: &Path, files: &Files, group: Option<i64>) -> io::Result<
     let name = format!("..{}", random::suffix(10));
     let fresh = directory.join(&name);
     fs::create_dir(&fresh)?;
-    fs::set_permissions(&fresh, Permissions::from_mode(0o755))?;
+    if let Err(error) = fill(&fresh, files, group) {
+        // On a disk that is full each further try would leave some more.
+        if let Err(left) = fs::remove_dir_all(&fresh) {
+            tracing::warn!(path = %fresh.display(), error = %left, "what a volume was half written with stays");
+        }
+        return Err(error);
+    }
+    remove_link(&directory.join(DATA_TMP))?;
+    symlink(&name, directory.join(DATA_TMP))?;
+    fs::rename(directory.join(DATA_TMP), directory.join(DATA))?;
+    links(directory, files)?;
+    remove_others(directory, &name)
+}
+
+fn fill(fresh: &Path, files: &Files, group: Option<i64>) -> io::Result<()> {
+    fs::set_permissions(fresh, Permissions::from_mode(0o755))?;
     for (path, content) in files {
         let path = fresh.join(path);
         if let Some(parent) = path.parent() {
@@ -51,12 +66,7 @@ pub fn write(directory: &Path, files: &Files, group: Option<i64>) -> io::Result<
         fs::write(&path, &content.bytes)?;
         fs::set_permissions(&path, Permissions::from_mode(content.mode))?;
     }
-    ownership::give_to_group(&fresh, group, ownership::Access::ReadOnly)?;
-    remove_link(&directory.join(DATA_TMP))?;
-    symlink(&name, directory.join(DATA_TMP))?;
-    fs::rename(directory.join(DATA_TMP), directory.join(DATA))?;
-    links(directory, files)?;
-    remove_others(directory, &name)
+    ownership::give_to_group(fresh, group, ownership::Access::ReadOnly)
 }
 
 fn holds(data: &Path, files: &Files, group: Option<i64>) -> bool {
@@ -133,6 +143,16 @@ mod tests {
     fn files(list: &[(&str, &str)]) -> Files {
         let content = |text: &str| FileContent { bytes: text.as_bytes().to_vec(), mode: 0o640 };
         list.iter().map(|(path, text)| (PathBuf::from(path), content(text))).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &files(&[("a", "1")]), None).unwrap();
+        let count = fs::read_dir(directory.path()).unwrap().count();
+        write(directory.path(), &files(&[("a", "2"), ("a/b", "3")]), None).unwrap_err();
+        assert_eq!(fs::read_to_string(directory.path().join("a")).unwrap(), "1");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), count);
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub fn check(source: &HostPathVolumeSource) -> io::Result<PathBuf> {
     let path = PathBuf::from(&source.path);
     let kind = source.type_.as_deref().unwrap_or("");
     match kind {
-        "DirectoryOrCreate" if !path.exists() => {
+        // What is not there and of no type is a directory: so the container runtimes of Kubernetes make it.
+        "" | "DirectoryOrCreate" if !path.exists() => {
             fs::create_dir_all(&path)?;
             fs::set_permissions(&path, Permissions::from_mode(0o755))?;
         }

@@ -29,7 +29,12 @@ impl Engine {
     pub(super) async fn make_container(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let lowered = spec.oom_score_adj.is_some_and(|score| score < 0);
         let oom_score_adj = if lowered && !self.can_lower_oom_score().await { None } else { spec.oom_score_adj };
-        self.create_named(&spec.name, &spec.labels, body(spec, oom_score_adj)).await
+        let mut body = body(spec, oom_score_adj);
+        let groups = self.image_groups(spec).await?;
+        if let Some(config) = body.host_config.as_mut().filter(|_| !groups.is_empty()) {
+            config.group_add.get_or_insert_default().extend(groups);
+        }
+        self.create_named(&spec.name, &spec.labels, body).await
     }
 
     /// Creates a container under a name. One of that name with the same labels is the same container and is kept; any other
@@ -112,6 +117,7 @@ impl Engine {
             memory: resources.memory_bytes,
             memory_swap: resources.memory_bytes,
             pids_limit: resources.pids,
+            cpuset_cpus: resources.cpuset.clone(),
             ..ContainerUpdateBody::default()
         };
         self.within("update", RUNTIME_CALL, client.update_container(id, body)).await
@@ -172,6 +178,7 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
         // The same as memory: no swap.
         memory_swap: resources.memory_bytes,
         pids_limit: resources.pids,
+        cpuset_cpus: resources.cpuset.clone(),
         oom_score_adj,
         cgroup_parent: Some(spec.cgroup_parent.clone()),
         log_config: Some(log_config(spec)),

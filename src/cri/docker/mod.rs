@@ -19,6 +19,7 @@ use super::{
 };
 use crate::rt::TaskGroup;
 
+mod accounts;
 mod container;
 mod error;
 mod events;
@@ -61,6 +62,8 @@ struct Engine {
     /// Held while the pause image is made.
     pause: Mutex<()>,
     can_lower_oom_score: OnceLock<bool>,
+    /// Users and groups of images; held while those of one are read.
+    accounts: Mutex<accounts::KnownAccounts>,
     tasks: TaskGroup,
 }
 
@@ -83,6 +86,7 @@ impl Docker {
             starts: Semaphore::new((cores * 2).max(4)),
             pause: Mutex::new(()),
             can_lower_oom_score: OnceLock::new(),
+            accounts: Mutex::default(),
             tasks: TaskGroup::new(),
         };
         Ok(Self { engine: Arc::new(engine) })

@@ -4,6 +4,7 @@
 //!   own address.
 //! - What a pod sends with a source to which its interface is not the way is dropped before anything else is asked: a network
 //!   policy knows a pod by its address, and a pod with NET_RAW could give itself another's.
+//! - A pod speaks no VXLAN to nodes: what it wrapped would come out with whatever source it likes. To other pods it may.
 //! - A connection's two sides are told of no larger segments than the way between them has room for. Pods have the MTU of the uplink,
 //!   and a way by VXLAN has less: a client outside whose firewall drops "fragmentation needed" would wait for ever.
 
@@ -12,15 +13,18 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 
-use crate::network::attach;
 use crate::network::nft::expr::{
-    Expr, PortChoice, Reg, clamp_mss, in_set, ip_daddr, match_daddr, match_group, match_saddr, match_spoofed, match_syn,
+    Expr, FibAddress, PortChoice, Reg, clamp_mss, in_set, ip_daddr, match_daddr, match_group, match_local, match_saddr,
+    match_spoofed, match_syn, match_udp,
 };
 use crate::network::nft::{
     Base, Batch, ChainKind, Element, Family, Hook, Key, Monitor, Nft, NftError, Rule, Set, Table, Type, Verdict, priority,
 };
+use crate::network::{attach, overlay};
 
 const NODES: &str = "nodes";
+const SEGMENTS: &str = "segments";
+const TUNNEL: &str = "tunnel";
 
 /// The table of one node.
 pub(super) struct PodTable {
@@ -56,30 +60,34 @@ impl PodTable {
         Set::of(NODES, &[Type::Ipv4Addr])
     }
 
-    /// The chains and their rules; a rule is recognized by its comment.
-    fn chains(&self) -> [(&'static str, Base, Vec<Rule>); 3] {
+    /// The chains, those that others jump to first, and their rules; a rule is recognized by its comment.
+    fn chains(&self) -> [(&'static str, Option<Base>, Vec<Rule>); 5] {
         let Self { pod_cidr, cluster_cidr, .. } = self;
         let to_nobody_of_ours = vec![ip_daddr(Reg(0)), in_set(NODES, Reg(0), false)];
         let masquerade = vec![Expr::Masquerade { choice: PortChoice::Keep }];
         let out = [match_saddr(*pod_cidr, true), match_daddr(*cluster_cidr, false), to_nobody_of_ours, masquerade];
-        let spoofed = [match_group(self.group), match_spoofed(), vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]];
-        let sized = |cidr: Vec<Expr>, way: &str| {
-            Rule::of([cidr, match_syn(), clamp_mss()]).comment(format!("segments {way} pods of {cluster_cidr}"))
-        };
-        let filter = |hook, priority| Base::accepting(ChainKind::Filter, hook, priority);
-        let nat = Base::accepting(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT);
+        let drop = || vec![Expr::Counter, Expr::Verdict(Verdict::Drop)];
+        let of_pods = vec![
+            Rule::of([match_group(self.group, false), vec![Expr::Verdict(Verdict::Accept)]]).comment("not by a pod's interface"),
+            Rule::of([match_spoofed(), drop()]).comment("pods with another's address"),
+            Rule::of([match_udp(overlay::PORT), vec![Expr::Verdict(Verdict::jump(TUNNEL))]]).comment("VXLAN"),
+        ];
+        let tunnel = vec![
+            Rule::of([match_local(FibAddress::Destination), drop()]).comment("VXLAN of a pod to this node"),
+            Rule::of([vec![ip_daddr(Reg(0)), in_set(NODES, Reg(0), true)], drop()]).comment("VXLAN of a pod to another node"),
+        ];
+        let sized = |pods: Vec<Expr>, way: &str| Rule::of([pods, clamp_mss()]).comment(format!("{way} pods of {cluster_cidr}"));
+        let segments = vec![sized(match_saddr(*cluster_cidr, true), "from"), sized(match_daddr(*cluster_cidr, true), "to")];
+        // All packets but the first of each side meet this one rule only.
+        let offers = Rule::of([match_syn(), vec![Expr::Verdict(Verdict::jump(SEGMENTS))]]).comment("segments that fit");
+        let filter = |hook, priority| Some(Base::accepting(ChainKind::Filter, hook, priority));
+        let nat = Some(Base::accepting(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
         [
+            (SEGMENTS, None, segments),
+            ("forward", filter(Hook::Forward, priority::MANGLE), vec![offers]),
             ("postrouting", nat, vec![Rule::of(out).comment(format!("{pod_cidr} to outside of {cluster_cidr}"))]),
-            (
-                "prerouting",
-                filter(Hook::Prerouting, priority::RAW),
-                vec![Rule::of(spoofed).comment("pods with another's address")],
-            ),
-            (
-                "forward",
-                filter(Hook::Forward, priority::MANGLE),
-                vec![sized(match_saddr(*cluster_cidr, true), "from"), sized(match_daddr(*cluster_cidr, true), "to")],
-            ),
+            (TUNNEL, None, tunnel),
+            ("prerouting", filter(Hook::Prerouting, priority::RAW), of_pods),
         ]
     }
 
@@ -128,7 +136,10 @@ impl PodTable {
         batch.add_table(&self.table);
         batch.add_set(&self.table, set);
         for (chain, base, rules) in self.chains() {
-            batch.add_base_chain(&self.table, chain, base);
+            match base {
+                Some(base) => batch.add_base_chain(&self.table, chain, base),
+                None => batch.add_chain(&self.table, chain),
+            }
             rules.iter().for_each(|rule| batch.add_rule(&self.table, chain, rule));
         }
     }

@@ -404,9 +404,16 @@ pub fn match_spoofed() -> Vec<Expr> {
     vec![back, is(SCRATCH, vec![0; 4])]
 }
 
-/// `meta iifgroup N`.
-pub fn match_group(group: u32) -> Vec<Expr> {
-    vec![Expr::Meta { to: SCRATCH, key: Meta::IifGroup }, is(SCRATCH, group.to_ne_bytes().to_vec())]
+/// `meta iifgroup N`, or `!=` with `inside` false.
+pub fn match_group(group: u32, inside: bool) -> Vec<Expr> {
+    let op = if inside { Cmp::Eq } else { Cmp::Neq };
+    let compare = Expr::Cmp { reg: SCRATCH, op, value: group.to_ne_bytes().to_vec() };
+    vec![Expr::Meta { to: SCRATCH, key: Meta::IifGroup }, compare]
+}
+
+/// `udp dport P`.
+pub fn match_udp(port: u16) -> Vec<Expr> {
+    [match_l4proto(17), vec![dport(SCRATCH), is(SCRATCH, port.to_be_bytes().to_vec())]].concat()
 }
 
 /// `tcp flags & (syn | rst) == syn`: a connection is offered or taken.

@@ -14,7 +14,7 @@ use crate::network::NetworkError;
 use crate::network::attach::{errno, find, hex, step};
 
 /// Where VXLAN packets are sent to, as flannel and k3s do on Linux.
-const PORT: u16 = 8472;
+pub(in crate::network) const PORT: u16 = 8472;
 
 /// The VXLAN device as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

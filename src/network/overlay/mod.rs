@@ -46,6 +46,8 @@ mod plan;
 mod report;
 mod watch;
 
+pub(super) use device::PORT;
+
 use super::parts::PartContext;
 use super::{NetworkError, PodNetwork};
 use crate::client::informer::Informer;

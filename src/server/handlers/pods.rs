@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::super::{RequestContext, Server, node, respond};
 use super::body;
+use crate::api::field::{FieldError, Path};
 use crate::api::kind::Subresource;
 use crate::api::status::{GroupResource, Reason};
 use crate::api::{ApiError, Kind, Object};
@@ -47,6 +48,7 @@ pub async fn connect(
     let node_name = pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
     let path = match subresource {
         Subresource::Log => {
+            check_log_options(context)?;
             let container = container(&pod, context.query("container").unwrap_or(""))?;
             if node_name.is_empty() {
                 return Ok(respond::text(StatusCode::OK, ""));
@@ -105,6 +107,44 @@ fn container(pod: &Object, wanted: &str) -> Result<String, ApiError> {
             Err(ApiError::bad_request(why))
         }
     }
+}
+
+/// Checks the options of a log (upstream `ValidatePodLogOptions`).
+fn check_log_options(context: &RequestContext) -> Result<(), ApiError> {
+    let given = |name: &str| context.query(name).filter(|text| !text.is_empty());
+    let number = |name: &str| match given(name).map(|text| (text, text.parse::<i64>())) {
+        None => Ok(None),
+        Some((_, Ok(number))) => Ok(Some(number)),
+        Some((text, Err(_))) => Err(ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
+    };
+    let mut errors = Vec::new();
+    let mut at_least = |name: &str, least: i64, why: &str| -> Result<Option<i64>, ApiError> {
+        let found = number(name)?;
+        errors.extend(found.filter(|found| *found < least).map(|found| FieldError::invalid(Path::new(name), found, why)));
+        Ok(found)
+    };
+    let tail = at_least("tailLines", 0, "must be greater than or equal to 0")?;
+    at_least("limitBytes", 1, "must be greater than 0")?;
+    match (given("sinceTime"), number("sinceSeconds")?) {
+        (Some(_), Some(_)) => {
+            let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            errors.push(FieldError::forbidden(Path::new(""), why));
+        }
+        (None, Some(seconds)) if seconds < 1 => {
+            errors.push(FieldError::invalid(Path::new("sinceSeconds"), seconds, "must be greater than 0"));
+        }
+        _ => {}
+    }
+    match given("stream") {
+        None | Some("All") => {}
+        Some("Stdout" | "Stderr") if tail.is_none() => {}
+        Some("Stdout" | "Stderr") => {
+            let why = "`tailLines` and specific `stream` are mutually exclusive for now";
+            errors.push(FieldError::forbidden(Path::new(""), why));
+        }
+        Some(other) => errors.push(FieldError::not_supported(Path::new("stream"), other, &["All", "Stderr", "Stdout"])),
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("", "PodLogOptions", &context.info.name, &errors)) }
 }
 
 fn log_query(context: &RequestContext) -> String {

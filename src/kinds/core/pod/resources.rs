@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 
 use crate::api::quantity::Quantity;
@@ -85,6 +85,26 @@ impl Resources {
     fn at_least(&mut self, other: &Self) {
         self.combine(other, i64::max);
     }
+}
+
+/// What a pod's containers have of one resource together; `None` if no container has any. Init containers run one after the other,
+/// beside the sidecars that were started before them.
+pub fn of_containers(spec: &PodSpec, of: impl Fn(&Container) -> Option<Quantity>) -> Option<Quantity> {
+    let plus = |sum: Option<Quantity>, more: Option<Quantity>| match (sum, more) {
+        (Some(sum), Some(more)) => Some(sum + more),
+        (sum, more) => sum.or(more),
+    };
+    let mut sum = spec.containers.iter().map(&of).fold(None, plus);
+    let (mut sidecars, mut peak) = (None, None);
+    for container in spec.init_containers.iter().flatten() {
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = plus(sidecars, of(container));
+            sum = plus(sum, of(container));
+        } else {
+            peak = peak.max(plus(sidecars, of(container)));
+        }
+    }
+    sum.max(peak)
 }
 
 fn requests(resources: Option<&ResourceRequirements>) -> Resources {

@@ -99,7 +99,7 @@ fn errors_in_upstreams_words() {
         (with("livenessProbe", json!({})), vec!["spec.containers[0].livenessProbe: Required value: must specify a handler type"]),
         (
             json!({"containers": [c], "restartPolicy": "Maybe"}),
-            vec!["spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"Never\", \"OnFailure\""],
+            vec!["spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\""],
         ),
         (
             json!({"containers": [c], "volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/x"}}]}),

@@ -210,7 +210,11 @@ fn resize(errors: &mut Errors, path: &Path, new: &PodSpec, old: &PodSpec) {
             resized(errors, &path, "limits", new.limits.as_ref(), old.limits.as_ref());
         }
     }
+    let (whole, whole_before) = (new.resources.clone().unwrap_or_default(), old.resources.clone().unwrap_or_default());
+    resized(errors, &path.child("resources"), "requests", whole.requests.as_ref(), whole_before.requests.as_ref());
+    resized(errors, &path.child("resources"), "limits", whole.limits.as_ref(), whole_before.limits.as_ref());
     let mut spec = new.clone();
+    spec.resources.clone_from(&old.resources);
     let containers = spec.containers.iter_mut().zip(&old.containers);
     for (container, before) in containers.chain(spec.init_containers.iter_mut().flatten().zip(init_before)) {
         container.resources.clone_from(&before.resources);

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 
 use super::{as_container, as_ephemeral, volume_defaults};
 use crate::api::quantity::Quantity;
+use crate::kinds::core::pod::resources::of_containers;
 
 /// Sets an absent text.
 pub fn text(slot: &mut Option<String>, value: &str) {
@@ -98,9 +99,30 @@ pub fn pod(spec: &mut PodSpec) {
             }
         }
     }
-    if let Some(resources) = &mut spec.resources {
-        requests_from_limits(resources);
+    whole_pod(spec);
+}
+
+/// What a whole pod asks for, if it has limits and does not say: what its containers ask for together, else its limit (upstream
+/// `defaultPodRequests`).
+fn whole_pod(spec: &mut PodSpec) {
+    let Some(limits) = spec.resources.as_ref().and_then(|resources| resources.limits.as_ref()) else { return };
+    if limits.is_empty() {
+        return;
     }
+    let asked = |name: &str| {
+        let of = |container: &Container| {
+            let requests = container.resources.as_ref()?.requests.as_ref()?;
+            requests.get(name).and_then(|typed| Quantity::try_from(typed).ok())
+        };
+        of_containers(spec, of).map(|sum| (name.to_owned(), sum.to_typed()))
+    };
+    let asked: Vec<(String, Typed)> = ["cpu", "memory"].into_iter().filter_map(asked).collect();
+    let Some(resources) = &mut spec.resources else { return };
+    let requests = resources.requests.get_or_insert_default();
+    for (name, amount) in asked {
+        requests.entry(name).or_insert(amount);
+    }
+    requests_from_limits(resources);
 }
 
 fn requests_from_limits(resources: &mut ResourceRequirements) {

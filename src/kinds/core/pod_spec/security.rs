@@ -41,6 +41,9 @@ pub fn pod(errors: &mut Errors, path: &Path, context: &PodSecurityContext, spec:
     if let Some(policy) = &context.supplemental_groups_policy {
         one_of(errors, &path.child("supplementalGroupsPolicy"), policy, &["Merge", "Strict"]);
     }
+    if let Some(policy) = &context.se_linux_change_policy {
+        one_of(errors, &path.child("seLinuxChangePolicy"), policy, &["MountOption", "Recursive"]);
+    }
     if let Some(profile) = &context.seccomp_profile {
         seccomp(errors, &path.child("seccompProfile"), profile);
     }

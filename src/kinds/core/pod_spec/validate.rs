@@ -16,7 +16,7 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &PodSpec, holder: Holder, mo
     let pod = Pod { spec, volumes: &volumes, holder };
     container::all(errors, path, &pod);
     ephemeral_containers(errors, path, &pod);
-    required_one_of(errors, &path.child("restartPolicy"), str_of(&spec.restart_policy), &["Always", "Never", "OnFailure"]);
+    one_as_listed(errors, &path.child("restartPolicy"), str_of(&spec.restart_policy), &["Always", "OnFailure", "Never"]);
     dns(errors, path, spec);
     labels(errors, &path.child("nodeSelector"), spec.node_selector.as_ref());
     if let Some(context) = &spec.security_context {
@@ -43,10 +43,22 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &PodSpec, holder: Holder, mo
     if let Some(os) = &spec.os {
         required_one_of(errors, &path.child("os").child("name"), &os.name, &["linux", "windows"]);
     }
+    if spec.scheduling_group.is_some() {
+        // A gate in upstream's scheduler that is off by default: pods would be placed one by one all the same.
+        let why = "may not be set when the GangScheduling feature is disabled";
+        errors.push(FieldError::forbidden(path.child("schedulingGroup"), why));
+    }
     host_users(errors, path, spec);
     hostname_override(errors, path, spec);
     if let Some(resources) = &spec.resources {
         resources::of_pod(errors, &path.child("resources"), resources, spec);
+    }
+}
+
+/// A text that must be one of a list, which upstream shows in this order.
+fn one_as_listed(errors: &mut Errors, path: &Path, text: &str, supported: &[&str]) {
+    if required(errors, path, text) && !supported.contains(&text) {
+        errors.push(FieldError::not_supported_as_listed(path.clone(), text, supported));
     }
 }
 
@@ -94,7 +106,7 @@ fn dns(errors: &mut Errors, path: &Path, spec: &PodSpec) {
     const NAMESERVERS_MAX: usize = 3;
     const SEARCHES_MAX: usize = 32;
     let policy = str_of(&spec.dns_policy);
-    required_one_of(errors, &path.child("dnsPolicy"), policy, &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]);
+    one_as_listed(errors, &path.child("dnsPolicy"), policy, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
     let at = path.child("dnsConfig");
     let Some(config) = &spec.dns_config else {
         if policy == "None" {
