@@ -119,7 +119,7 @@ impl Apply<'_> {
             entry.fields = entry.fields.difference(&contested).difference(&comparison.removed);
         }
         if !force && !conflicts.is_empty() {
-            conflicts.sort_by(|one, other| one.manager.to_string().cmp(&other.manager.to_string()));
+            conflicts.sort_by_key(|conflict| conflict.manager.to_string());
             return Err(conflicts);
         }
         managed.drop_empty();
