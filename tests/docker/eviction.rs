@@ -266,6 +266,7 @@ fn whole_cpus_are_nobody_elses() {
     cluster.kill();
     cluster.spawn();
     cluster.wait_ready();
+    wait_for("the agent to know its pods again", MINUTE, || cluster.kubectl("1.33").try_run(["exec", "own", "--", "true"]));
     assert_eq!(allowed(&cluster, "own"), own, "what was given outlives the agent");
     {
         let node = Node::new(&cluster);

@@ -35,7 +35,8 @@ fn pod_prefix(cluster: &Cluster) -> String {
 
 /// The cgroups of pods, by the uids of all pods that this cluster ever had.
 fn cgroups(uids: &BTreeSet<String>) -> BTreeSet<PathBuf> {
-    let found = run("find", ["/sys/fs/cgroup", "-maxdepth", "5", "-type", "d", "-name", "*pod*-*"]);
+    // Those of other clusters' pods come and go while it looks: a folder that is gone is no error.
+    let found = run("sh", ["-c", "find /sys/fs/cgroup -maxdepth 5 -type d -name '*pod*-*' 2>/dev/null || true"]);
     let of_ours = |path: &&str| uids.iter().any(|uid| path.contains(uid.as_str()) || path.contains(&uid.replace('-', "_")));
     found.lines().filter(of_ours).map(PathBuf::from).collect()
 }

@@ -463,7 +463,8 @@ fn static_pods_follow_their_files(world: &World<'_>) {
 
 fn probes_decide(world: &World<'_>) {
     let web = "mkdir -p /www; echo ok > /www/ok; httpd -f -p 8080 -h /www";
-    let probe = |action: Value| with(json!({"periodSeconds": 1, "failureThreshold": 2}), action);
+    // A busy machine may need seconds for a command.
+    let probe = |action: Value| with(json!({"periodSeconds": 1, "failureThreshold": 2, "timeoutSeconds": 20}), action);
     let spec = json!({"containers": [with(shell("c", web), json!({
         "ports": [{"name": "web", "containerPort": 8080}],
         "startupProbe": probe(json!({"tcpSocket": {"port": "web"}, "failureThreshold": 30})),
