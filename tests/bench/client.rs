@@ -66,6 +66,7 @@ impl Connection {
     pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), BoxError> {
         let request =
             Request::builder().method(method).uri(path).header("Host", "bench").header("Content-Type", "application/json");
+        self.0.ready().await?;
         let response = self.0.send_request(request.body(Full::new(body))?).await?;
         let status = response.status().as_u16();
         Ok((status, response.into_body().collect().await?.to_bytes()))

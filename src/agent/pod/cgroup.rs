@@ -85,17 +85,20 @@ fn limit(directory: &Path, resources: &Resources) {
     }
 }
 
-/// Removes the pod's cgroup; what is not there is passed over. Returns whether nothing is left.
-pub fn remove(class: QosClass, uid: &str, driver: CgroupDriver) -> bool {
-    directories(class, uid, driver).iter().filter(|directory| directory.exists()).fold(true, |all, directory| {
-        let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        for child in children.filter(|child| child.path().is_dir()) {
-            if let Err(error) = std::fs::remove_dir(child.path()) {
-                tracing::debug!(path = %child.path().display(), %error, "cgroup still in use");
+/// Removes the pod's cgroup, of whatever class the pod was; what is not there is passed over. Returns whether nothing is left.
+pub fn remove(uid: &str, driver: CgroupDriver) -> bool {
+    QosClass::ALL.iter().flat_map(|class| directories(*class, uid, driver)).filter(|directory| directory.exists()).fold(
+        true,
+        |all, directory| {
+            let children = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+            for child in children.filter(|child| child.path().is_dir()) {
+                if let Err(error) = std::fs::remove_dir(child.path()) {
+                    tracing::debug!(path = %child.path().display(), %error, "cgroup still in use");
+                }
             }
-        }
-        std::fs::remove_dir(directory).is_ok() && all
-    })
+            std::fs::remove_dir(directory).is_ok() && all
+        },
+    )
 }
 
 #[cfg(test)]

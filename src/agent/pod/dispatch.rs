@@ -2,6 +2,7 @@
 //! whose pod is gone from the API are ended, once the API has been heard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 use super::context::Context;
 use super::mailbox::{Evict, Letters, Mailbox};
 use super::statics::{self, Folder};
+use super::stop;
 use super::worker::Worker;
 use crate::agent::checkpoint::Checkpoints;
 use crate::client::informer::{Change, Informer};
@@ -243,14 +245,16 @@ impl Dispatcher {
                 continue;
             }
             tracing::info!(uid, "the directory of a pod that is gone: taking down its volumes");
-            let removed = match self.context.volumes.tear_down(&self.context, &uid).await {
-                Ok(()) => tokio::fs::remove_dir_all(entry.path()).await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = removed {
+            if let Err(error) = self.sweep_pod(&uid, &entry.path()).await {
                 tracing::warn!(uid, error, "the directory of a pod stays");
             }
         }
+    }
+
+    async fn sweep_pod(&self, uid: &str, directory: &Path) -> Result<(), String> {
+        self.context.volumes.tear_down(&self.context, uid).await.map_err(|error| error.to_string())?;
+        stop::remove_cgroup(&self.context, uid).await?;
+        tokio::fs::remove_dir_all(directory).await.map_err(|error| error.to_string())
     }
 
     fn adopt(&self, all: &BTreeMap<String, String>) {

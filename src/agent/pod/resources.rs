@@ -19,6 +19,9 @@ pub enum QosClass {
 }
 
 impl QosClass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Guaranteed, Self::Burstable, Self::BestEffort];
+
     /// As `status.qosClass` shows it.
     pub fn as_str(self) -> &'static str {
         match self {

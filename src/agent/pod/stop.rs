@@ -9,7 +9,6 @@ use tokio::sync::watch;
 
 use super::actions::Kill;
 use super::context::Context;
-use super::resources::qos_class;
 use super::state::Member;
 use super::{cgroup, sandbox};
 use crate::agent::probe::{Target, hook};
@@ -87,6 +86,10 @@ pub struct Teardown {
     pub is_final: bool,
 }
 
+/// How often, and after how long, an ended pod's cgroup is tried again before its removal counts as failed.
+const CGROUP_LOOKS: u32 = 40;
+const CGROUP_LOOK: Duration = Duration::from_millis(25);
+
 /// Takes down what a pod has beside its running containers. Can be done again after a failure.
 ///
 /// # Errors
@@ -103,17 +106,27 @@ pub async fn tear_down(context: &Context, job: &Teardown) -> Result<(), String> 
     if !job.is_final {
         return Ok(());
     }
-    let (class, driver) = (qos_class(&job.pod), context.offer.cgroup_driver);
+    remove_cgroup(context, &uid).await?;
     let directory = context.pod_dir(&job.pod);
-    let removed = TaskGroup::blocking(move || {
-        if !cgroup::remove(class, &uid, driver) {
-            tracing::debug!(uid, "the pod's cgroup is still in use");
-        }
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {error}", directory.display())),
-            _ => Ok(()),
-        }
+    let removed = TaskGroup::blocking(move || match std::fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {error}", directory.display())),
+        _ => Ok(()),
     })
     .await;
     removed.map_err(|error| error.to_string())?
+}
+
+/// Removes a pod's cgroup. A process that has ended leaves it a moment later, of which cgroup v1 tells nobody.
+///
+/// # Errors
+/// That something still uses it.
+pub async fn remove_cgroup(context: &Context, uid: &str) -> Result<(), String> {
+    for _ in 0..CGROUP_LOOKS {
+        let (uid, driver) = (uid.to_owned(), context.offer.cgroup_driver);
+        if TaskGroup::blocking(move || cgroup::remove(&uid, driver)).await.map_err(|error| error.to_string())? {
+            return Ok(());
+        }
+        tokio::time::sleep(CGROUP_LOOK).await;
+    }
+    Err(format!("the cgroup of pod {uid} is still in use"))
 }
