@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::rt::log;
+use crate::rt::{log, memory};
 
 mod admin;
 mod agent;
@@ -87,6 +87,7 @@ fn daemon(common: &CommonSettings, life: impl Future<Output = Result<(), CmdErro
     if let Err(error) = log::init(format, &common.log_level) {
         return fail(&error, 2);
     }
+    memory::keep_few_pools();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),

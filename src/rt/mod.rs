@@ -6,6 +6,7 @@ pub mod clock;
 pub mod files;
 pub mod limits;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod random;
 pub mod tasks;
