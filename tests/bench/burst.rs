@@ -75,7 +75,10 @@ impl Run<'_> {
     }
 
     fn until(&mut self, what: &str, suits: impl Fn(&Value) -> bool) {
-        self.poll(&format!("{DEPLOYMENTS}/burst"), what, |object| suits(&object["status"]));
+        self.poll(&format!("{DEPLOYMENTS}/burst"), what, |object| {
+            // Before the controller has seen the change, the status is that of the state before.
+            object["status"]["observedGeneration"] == object["metadata"]["generation"] && suits(&object["status"])
+        });
     }
 
     fn poll(&mut self, path: &str, what: &str, suits: impl Fn(&Value) -> bool) {
