@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::pods;
 use crate::support::{Cluster, Kubectl, run, text, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(90);
@@ -37,14 +38,11 @@ impl<'a> Node<'a> {
     }
 
     fn get(&self, pod: &str, path: &str) -> String {
-        self.kubectl.jsonpath(&["pod", pod], path)
+        pods::get(&self.kubectl, pod, path)
     }
 
     fn until(&self, pod: &str, path: &str, expected: &str) {
-        wait_for(&format!("{pod}: {path} to be {expected:?}"), MINUTE, || {
-            let seen = self.get(pod, path);
-            if seen == expected { Ok(()) } else { Err(format!("{seen:?}; {}", self.get(pod, "{.status}"))) }
-        });
+        pods::until_within(MINUTE, &self.kubectl, pod, path, expected);
     }
 
     fn until_running(&self, pod: &str) {
@@ -68,21 +66,12 @@ impl<'a> Node<'a> {
         });
     }
 
-    fn events(&self, of: &str) -> String {
-        let selector = format!("--field-selector=involvedObject.name={of}");
-        let path = "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}";
-        self.kubectl.run(["get", "events", "-A", &selector, "-o", path])
-    }
-
     fn until_event(&self, of: &str, words: &str) {
-        wait_for(&format!("the event {words:?} of {of}"), MINUTE, || {
-            let seen = self.events(of);
-            if seen.contains(words) { Ok(()) } else { Err(seen) }
-        });
+        pods::until_event_within(MINUTE, &self.kubectl, of, words);
     }
 
     fn sh(&self, pod: &str, command: &str) -> String {
-        self.kubectl.run(["exec", pod, "--", "sh", "-c", command]).trim().to_owned()
+        pods::sh(&self.kubectl, pod, command).trim().to_owned()
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::pods::{self, manifest, shell, with};
 use crate::support::{Cluster, Kubectl, docker, sandbox_of, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(90);
@@ -27,70 +28,32 @@ impl World<'_> {
     }
 
     fn get(&self, pod: &str, path: &str) -> String {
-        self.kubectl.jsonpath(&["pod", pod], path)
+        pods::get(&self.kubectl, pod, path)
     }
 
     fn until(&self, pod: &str, path: &str, expected: &str) {
-        wait_for(&format!("{pod}: {path} to be {expected:?}"), MINUTE, || {
-            let seen = self.get(pod, path);
-            if seen == expected { Ok(()) } else { Err(format!("{seen:?}; {}", self.get(pod, "{.status}"))) }
-        });
+        pods::until_within(MINUTE, &self.kubectl, pod, path, expected);
     }
 
     fn until_ready(&self, pod: &str) {
         self.until(pod, "{.status.conditions[?(@.type==\"Ready\")].status}", "True");
     }
 
-    fn events(&self, pod: &str) -> String {
-        let selector = format!("--field-selector=involvedObject.name={pod}");
-        self.kubectl.run(["get", "events", &selector, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}"])
-    }
-
     fn until_event(&self, pod: &str, words: &str) {
-        wait_for(&format!("the event {words:?} of {pod}"), MINUTE, || {
-            let seen = self.events(pod);
-            if seen.contains(words) { Ok(()) } else { Err(seen) }
-        });
+        pods::until_event_within(MINUTE, &self.kubectl, pod, words);
     }
 
     fn sh(&self, pod: &str, command: &str) -> String {
-        self.kubectl.run(["exec", pod, "--", "sh", "-c", command])
+        pods::sh(&self.kubectl, pod, command)
     }
 
     fn container_id(&self, pod: &str) -> String {
-        self.get(pod, "{.status.containerStatuses[0].containerID}").trim_start_matches("docker://").to_owned()
+        pods::container_id(&self.kubectl, pod)
     }
 
     fn delete(&self, pod: &str) {
         self.kubectl.run(["delete", "pod", pod, "--timeout=60s"]);
     }
-}
-
-fn manifest(name: &str, mut spec: Value) -> Value {
-    for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            for (key, value) in [("image", json!("busybox")), ("imagePullPolicy", json!("Never"))] {
-                if container.get(key).is_none() {
-                    container[key] = value;
-                }
-            }
-        }
-    }
-    if spec.get("terminationGracePeriodSeconds").is_none() {
-        spec["terminationGracePeriodSeconds"] = json!(1);
-    }
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
-}
-
-fn shell(name: &str, script: &str) -> Value {
-    json!({"name": name, "command": ["sh", "-c", script]})
-}
-
-fn with(mut container: Value, more: Value) -> Value {
-    for (key, value) in more.as_object().unwrap() {
-        container[key] = value.clone();
-    }
-    container
 }
 
 type Case = fn(&World<'_>);

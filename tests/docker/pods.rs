@@ -52,7 +52,11 @@ pub fn get(kubectl: &Kubectl, pod: &str, path: &str) -> String {
 }
 
 pub fn until(kubectl: &Kubectl, pod: &str, path: &str, expected: &str) {
-    wait_for(&format!("{pod}: {path} to be {expected:?}"), MINUTE, || {
+    until_within(MINUTE, kubectl, pod, path, expected);
+}
+
+pub fn until_within(time: Duration, kubectl: &Kubectl, pod: &str, path: &str, expected: &str) {
+    wait_for(&format!("{pod}: {path} to be {expected:?}"), time, || {
         let seen = get(kubectl, pod, path);
         if seen == expected {
             Ok(())
@@ -66,14 +70,19 @@ pub fn until_ready(kubectl: &Kubectl, pod: &str) {
     until(kubectl, pod, "{.status.conditions[?(@.type==\"Ready\")].status}", "True");
 }
 
-pub fn events(kubectl: &Kubectl, pod: &str) -> String {
-    let selector = format!("--field-selector=involvedObject.name={pod}");
+/// The events about an object of this name, each as `reason: message`.
+pub fn events(kubectl: &Kubectl, of: &str) -> String {
+    let selector = format!("--field-selector=involvedObject.name={of}");
     kubectl.run(["get", "events", &selector, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}"])
 }
 
-pub fn until_event(kubectl: &Kubectl, pod: &str, words: &str) {
-    wait_for(&format!("the event {words:?} of {pod}"), MINUTE, || {
-        let seen = events(kubectl, pod);
+pub fn until_event(kubectl: &Kubectl, of: &str, words: &str) {
+    until_event_within(MINUTE, kubectl, of, words);
+}
+
+pub fn until_event_within(time: Duration, kubectl: &Kubectl, of: &str, words: &str) {
+    wait_for(&format!("the event {words:?} of {of}"), time, || {
+        let seen = events(kubectl, of);
         if seen.contains(words) { Ok(()) } else { Err(seen) }
     });
 }
