@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt};
 use nix::mount::{MntFlags, umount2};
 
+use crate::agent::pod::cgroup::remove_group;
 use crate::cri::Runtime;
 use crate::network::{NetworkConfig, PodNetwork, close_localhost};
 use crate::rt::TaskGroup;
@@ -105,11 +106,7 @@ fn collect_cgroups(folder: &Path, uids: &BTreeSet<String>, depth: usize, gone: &
         let is_inside = folder.components().any(|part| part.as_os_str().to_string_lossy().starts_with("kubepods"));
         let uid = name.rsplit_once("pod").map(|(_, uid)| uid.trim_end_matches(".slice").replace('_', "-"));
         if is_inside && uid.is_some_and(|uid| uids.contains(&uid)) {
-            for child in std::fs::read_dir(&path).into_iter().flatten().flatten().filter(|child| child.path().is_dir()) {
-                // One in which something still runs is told below: its parent cannot go either.
-                std::fs::remove_dir(child.path()).ok();
-            }
-            if std::fs::remove_dir(&path).is_ok() {
+            if remove_group(&path) {
                 gone.push(path);
             }
         } else if depth < CGROUP_DEPTH && (depth == 0 || is_inside || name.starts_with("kubepods")) {

@@ -69,7 +69,7 @@ fn surplus(mut finished: Vec<Arc<Pod>>, kept: usize) -> Vec<Arc<Pod>> {
 
 impl PodGc {
     async fn remove(&self, pod: &Pod, why: Option<(&str, &str)>) -> Result<(), Error> {
-        if !pods::is_finished(pod) {
+        if !pods::has_ended(pod) {
             // A pod that nobody runs would stay Running for ever in the eyes of those that count it.
             let condition = why.map(|(reason, message)| {
                 json!([{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
@@ -98,7 +98,7 @@ impl PodGc {
 
     async fn remove_surplus(&self) -> Result<Requeue, Error> {
         if self.pods.len() > FINISHED_KEPT {
-            let finished = self.pods.list().into_iter().filter(|pod| pods::is_finished(pod)).collect();
+            let finished = self.pods.list().into_iter().filter(|pod| pods::has_ended(pod)).collect();
             for pod in surplus(finished, FINISHED_KEPT) {
                 self.remove(&pod, None).await?;
             }
@@ -140,7 +140,7 @@ impl Controller for PodGc {
                     _ => {}
                 },
             }
-            let finished_now = pods::is_finished(pod) && !seen.old.is_some_and(pods::is_finished);
+            let finished_now = pods::has_ended(pod) && !seen.old.is_some_and(pods::has_ended);
             if finished_now && all.len() > FINISHED_KEPT {
                 queue.add_after(ObjectKey::new("", ""), COUNT_EVERY);
             }

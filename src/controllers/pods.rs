@@ -7,14 +7,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
+pub(super) use crate::kinds::core::pod::has_ended;
+
 /// Whether the pod neither finished nor is being deleted: `controller.IsPodActive`.
 pub(super) fn is_active(pod: &Pod) -> bool {
-    !is_finished(pod) && pod.metadata.deletion_timestamp.is_none()
-}
-
-/// Whether all containers ended for good.
-pub(super) fn is_finished(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
+    !has_ended(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// `status.phase`; "Pending" if it is not set.

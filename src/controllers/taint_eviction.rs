@@ -164,7 +164,7 @@ impl Controller for TaintEviction {
         let pod = self
             .pods
             .get(&key.namespace, &key.name)
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !pods::is_finished(pod));
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !pods::has_ended(pod));
         let node = pod.as_ref().and_then(|pod| self.nodes.get("", node_of(pod).first()?));
         let (Some(pod), Some(node)) = (pod, node) else {
             self.scheduled.lock().remove(key);

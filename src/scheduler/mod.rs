@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::client::informer::{Change, Informers, Subscription};
-use crate::kinds::core::pod::resources;
+use crate::kinds::core::pod::{has_ended, resources};
 use crate::rt::TaskGroup;
 use crate::rt::clock::{self, SharedClock};
 
@@ -267,8 +267,7 @@ impl Scheduler {
 
     fn pod_applied(&mut self, pod: Arc<Pod>) {
         let uid = pod.metadata.uid.as_deref().unwrap_or("");
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        if matches!(phase, Some("Succeeded" | "Failed")) {
+        if has_ended(&pod) {
             return self.pod_gone(uid);
         }
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty());

@@ -55,15 +55,14 @@ enum Interest {
 }
 
 impl Interest {
-    fn all_of(entry: &Entry) -> impl Iterator<Item = Self> {
+    fn values_of(entry: &Entry) -> impl Iterator<Item = Self> {
         let labels = entry.index.labels.iter().map(|pair| (Indexed::Label, pair));
         let fields = entry.index.fields.iter().map(|pair| (Indexed::Field, pair));
-        let values = labels.chain(fields).map(|(indexed, (name, value))| Self::Value {
+        labels.chain(fields).map(|(indexed, (name, value))| Self::Value {
             indexed,
             name: Arc::clone(name),
             value: Arc::clone(value),
-        });
-        values.chain(std::iter::once(Self::Name(last_part(&entry.key).into())))
+        })
     }
 
     fn is_of(&self, entry: &Entry) -> bool {
@@ -157,7 +156,8 @@ impl Ring {
             return Vec::new();
         }
         let mut interested = Vec::new();
-        for interest in record.entries().flat_map(|entry| Interest::all_of(entry)) {
+        let name = Interest::Name(last_part(record.event.key()).into());
+        for interest in record.entries().flat_map(|entry| Interest::values_of(entry)).chain(std::iter::once(name)) {
             match self.topics.get(&interest) {
                 Some(topic) if topic.receiver_count() > 0 => interested.push(topic.clone()),
                 Some(_) => drop(self.topics.remove(&interest)),

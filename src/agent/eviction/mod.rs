@@ -22,6 +22,7 @@ use super::pod::{Evict, Mailboxes};
 use super::pods::{PodView, Pods};
 use super::stats::{PodReading, Stats};
 use crate::cri::{Runtime, State as ContainerState};
+use crate::kinds::core::pod::has_ended;
 use crate::rt::TaskGroup;
 use crate::rt::clock::instant;
 
@@ -295,11 +296,6 @@ fn grace(threshold: &Threshold, pod: &Pod, longest: Duration) -> Duration {
     let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let own = own.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
     if threshold.is_hard() { IMMEDIATE } else { own.map_or(longest, |own| own.min(longest)) }
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Containers that are kept for their logs alone: those of pods that have ended.

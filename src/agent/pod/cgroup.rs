@@ -87,18 +87,20 @@ fn limit(directory: &Path, resources: &Resources) {
 
 /// Removes the pod's cgroup, of whatever class the pod was; what is not there is passed over. Returns whether nothing is left.
 pub fn remove(uid: &str, driver: CgroupDriver) -> bool {
-    QosClass::ALL.iter().flat_map(|class| directories(*class, uid, driver)).filter(|directory| directory.exists()).fold(
-        true,
-        |all, directory| {
-            let children = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-            for child in children.filter(|child| child.path().is_dir()) {
-                if let Err(error) = std::fs::remove_dir(child.path()) {
-                    tracing::debug!(path = %child.path().display(), %error, "cgroup still in use");
-                }
-            }
-            std::fs::remove_dir(directory).is_ok() && all
-        },
-    )
+    let all = QosClass::ALL.iter().flat_map(|class| directories(*class, uid, driver));
+    // All are tried, also after one that stays.
+    all.filter(|directory| directory.exists() && !remove_group(directory)).count() == 0
+}
+
+/// Removes a cgroup and those directly in it; returns whether it is gone. One in which something still runs stays.
+pub fn remove_group(directory: &Path) -> bool {
+    let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for child in children.filter(|child| child.path().is_dir()) {
+        if let Err(error) = std::fs::remove_dir(child.path()) {
+            tracing::debug!(path = %child.path().display(), %error, "cgroup still in use");
+        }
+    }
+    std::fs::remove_dir(directory).is_ok()
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use super::stop::grace_of;
 use super::worker::Worker;
 use crate::agent::eviction::IMMEDIATE;
 use crate::agent::eviction::message::REASON;
+use crate::kinds::core::pod::has_ended;
 
 impl Worker {
     /// Ends the pod. One that has ended already, or is being ended, stays as it is: dropping the letter says so.
     pub(super) fn evict(&mut self, Evict { ended, done }: Evict) {
-        if self.is_gone || self.ended.is_some() || self.has_ended() {
+        if self.is_gone || self.ended.is_some() || has_ended(&self.pod) {
             return;
         }
         let grace = ended.grace;
@@ -25,7 +26,7 @@ impl Worker {
 
     /// Goes on with an eviction that the end of the agent cut short: the pod's condition remembers it.
     pub(super) fn resume_eviction(&mut self) {
-        if self.has_ended() {
+        if has_ended(&self.pod) {
             return;
         }
         let conditions = self.pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -38,11 +39,6 @@ impl Worker {
             grace: Some(IMMEDIATE),
             is_disruption: true,
         });
-    }
-
-    fn has_ended(&self) -> bool {
-        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
     }
 
     /// The grace that the node leaves to the pod's containers, if it has ended the pod.

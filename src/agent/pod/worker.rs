@@ -29,6 +29,7 @@ use crate::agent::pods::{ContainerInstance, ContainerLookup, PodView};
 use crate::agent::volume::VolumeError;
 use crate::client::{ClientError, DeleteOptions, PatchKind, Preconditions};
 use crate::cri::{ContainerDetail, RuntimeError, labels};
+use crate::kinds::core::pod::has_ended;
 use crate::rt::Backoff;
 
 /// How an operation ended.
@@ -364,8 +365,7 @@ impl Worker {
 
     /// What is wanted of the pod now.
     fn desire(&mut self, now: Timestamp, wake_at: &mut Option<Timestamp>) -> Desire {
-        let known_phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let is_over = matches!(known_phase, Some("Succeeded" | "Failed"));
+        let is_over = has_ended(&self.pod);
         if self.is_gone || self.pod.metadata.deletion_timestamp.is_some() || is_over || self.ended.is_some() {
             return Desire::Stop;
         }
@@ -448,7 +448,7 @@ impl Worker {
 
     fn status(&self, is_terminal: bool, now: Timestamp) -> PodStatus {
         let known = self.pod.status.clone().unwrap_or_default();
-        let was_terminal = matches!(known.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let was_terminal = has_ended(&self.pod);
         let has_instances = !self.runtime.containers.is_empty();
         // What is final stays, also when its containers are gone; what never ran has nothing to say about its end.
         if self.admission == Admission::Refused {

@@ -78,7 +78,7 @@ impl DeploymentController {
         let (new, _) = sets::split(deployment, owned.to_vec());
         let new_uid = new.as_ref().and_then(|set| set.object.metadata.uid.as_deref());
         let old = owned.iter().filter_map(|set| set.metadata.uid.as_deref()).filter(|uid| Some(*uid) != new_uid);
-        old.flat_map(|uid| self.pods.by_index(BY_CONTROLLER, uid)).any(|pod| !pods::is_finished(&pod))
+        old.flat_map(|uid| self.pods.by_index(BY_CONTROLLER, uid)).any(|pod| !pods::has_ended(&pod))
     }
 
     async fn create_set(&self, deployment: &Deployment, set: &Set, status: &mut DeploymentStatus) -> Result<(), Error> {
@@ -185,7 +185,7 @@ impl Controller for DeploymentController {
         });
         let (deployments, sets) = (Arc::clone(&self.deployments), Arc::clone(&self.sets));
         watches.on(&self.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
-            let Some(pod) = seen.newest().filter(|pod| seen.new.is_none() || pods::is_finished(pod)) else { return };
+            let Some(pod) = seen.newest().filter(|pod| seen.new.is_none() || pods::has_ended(pod)) else { return };
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
             let set = owners::controller_of(&pod.metadata).and_then(|owner| sets.get(namespace, &owner.name));
             let owner = set.as_ref().and_then(|set| owners::controller_of(&set.metadata));

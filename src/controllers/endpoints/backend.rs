@@ -93,7 +93,7 @@ pub(super) fn backends(service: &Service, pods: &[Arc<Pod>], node: impl Fn(&str)
     let name = service.metadata.name.as_deref();
     let backend = |pod: &Arc<Pod>| {
         let (ips, spec) = (pod_ips(pod), pod.spec.as_ref()?);
-        if pods::is_finished(pod) || ips.is_empty() {
+        if pods::has_ended(pod) || ips.is_empty() {
             return None;
         }
         let (is_serving, is_terminating) = (pods::is_ready(pod), pod.metadata.deletion_timestamp.is_some());

@@ -165,7 +165,7 @@ fn matters(seen: &Seen<'_, Pod>) -> bool {
     let (Some(old), Some(new)) = (seen.old, seen.new) else { return true };
     let view = |pod: &Pod| {
         let is_deleting = pod.metadata.deletion_timestamp.is_some();
-        (backend::pod_ips(pod), super::pods::is_ready(pod), super::pods::is_finished(pod), is_deleting)
+        (backend::pod_ips(pod), super::pods::is_ready(pod), super::pods::has_ended(pod), is_deleting)
     };
     old.metadata.uid != new.metadata.uid
         || old.metadata.labels != new.metadata.labels

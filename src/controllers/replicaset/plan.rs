@@ -41,7 +41,7 @@ pub(super) fn count<K: Replicated>(set: &K, owned: &[Arc<Pod>], now: Timestamp) 
     let mut next = None;
     for pod in owned {
         if !pods::is_active(pod) {
-            counts.terminating += usize::from(pod.metadata.deletion_timestamp.is_some() && !pods::is_finished(pod));
+            counts.terminating += usize::from(pod.metadata.deletion_timestamp.is_some() && !pods::has_ended(pod));
             continue;
         }
         counts.replicas += 1;

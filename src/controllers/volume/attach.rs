@@ -66,7 +66,7 @@ impl Attach {
         let Some(claim) = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) else { return BTreeSet::new() };
         let key = format!("{}/{}", claim.namespace.as_deref().unwrap_or(""), claim.name.as_deref().unwrap_or(""));
         let users = self.pods.by_index(BY_CLAIM, &key);
-        let running = users.iter().filter(|pod| !pods::is_finished(pod));
+        let running = users.iter().filter(|pod| !pods::has_ended(pod));
         running.filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).filter(|node| !node.is_empty()).collect()
     }
 

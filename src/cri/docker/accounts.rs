@@ -4,14 +4,12 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
 use futures_util::TryStreamExt;
 
 use super::Engine;
-use crate::cri::{ContainerSpec, RuntimeError, labels};
+use crate::cri::{ContainerSpec, RuntimeError};
 use crate::rt::limits::RUNTIME_CALL;
-use crate::rt::random;
 
 /// Largest file of accounts that is read.
 const FILE_BYTES: usize = 1 << 20;
@@ -66,16 +64,7 @@ impl Engine {
 
     /// Reads the files from a container that is never started.
     async fn read_accounts(&self, image: &str) -> Result<Accounts, RuntimeError> {
-        let name = format!("orch_image_{}", random::suffix(10));
-        let owned = [(labels::OWNER.to_owned(), self.owner.clone()), (labels::TYPE.to_owned(), "image-volume".to_owned())];
-        let body = ContainerCreateBody {
-            image: Some(image.to_owned()),
-            cmd: Some(vec!["/".to_owned()]),
-            labels: Some(owned.clone().into()),
-            network_disabled: Some(true),
-            ..ContainerCreateBody::default()
-        };
-        let id = self.create_named(&name, &owned.into(), body).await?;
+        let id = self.create_idle(image).await?;
         let read = async {
             let (passwd, group) = (self.read_file(&id, "/etc/passwd").await?, self.read_file(&id, "/etc/group").await?);
             Ok(Accounts { passwd, group })

@@ -45,6 +45,14 @@ impl Read for Pieces {
 impl Engine {
     /// Writes the files of an image into an empty directory.
     pub(super) async fn unpack(&self, image: &str, target: &Path) -> Result<(), RuntimeError> {
+        let id = self.create_idle(image).await?;
+        let unpacked = self.export(&id, target).await;
+        self.remove_by_id(&id).await?;
+        unpacked
+    }
+
+    /// A container of an image that is never started: to read the image's files from. Who asks for it removes it.
+    pub(super) async fn create_idle(&self, image: &str) -> Result<String, RuntimeError> {
         let name = format!("orch_image_{}", random::suffix(10));
         let owned = [(labels::OWNER.to_owned(), self.owner.clone()), (labels::TYPE.to_owned(), "image-volume".to_owned())];
         let body = ContainerCreateBody {
@@ -55,10 +63,7 @@ impl Engine {
             network_disabled: Some(true),
             ..ContainerCreateBody::default()
         };
-        let id = self.create_named(&name, &owned.into(), body).await?;
-        let unpacked = self.export(&id, target).await;
-        self.remove_by_id(&id).await?;
-        unpacked
+        self.create_named(&name, &owned.into(), body).await
     }
 
     async fn export(&self, id: &str, target: &Path) -> Result<(), RuntimeError> {

@@ -110,13 +110,17 @@ fn validate_create(pod: &Pod) -> Vec<FieldError> {
     errors
 }
 
+/// Whether all containers of a pod have ended for good.
+pub fn has_ended(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| matches!(str_of(&status.phase), "Succeeded" | "Failed"))
+}
+
 /// A pod that no node runs, or that has ended, needs no grace.
 fn grace(pod: &Pod, requested: Option<i64>) -> Option<i64> {
     let spec = pod.spec.as_ref();
     let own = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
     let is_bound = spec.is_some_and(|spec| !str_of(&spec.node_name).is_empty());
-    let has_ended = pod.status.as_ref().is_some_and(|status| matches!(str_of(&status.phase), "Succeeded" | "Failed"));
-    if !is_bound || has_ended {
+    if !is_bound || has_ended(pod) {
         return Some(0);
     }
     let seconds = requested.unwrap_or(own);
