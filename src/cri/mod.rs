@@ -108,6 +108,8 @@ pub struct ContainerSpec {
     pub sandbox_id: String,
     /// Join the PID namespace of the sandbox.
     pub share_pid: bool,
+    /// The host's name is the container's: that of a pod on the host's network.
+    pub host_uts: bool,
     pub host_pid: bool,
     /// Join the PID namespace of this container instead.
     pub pid_of: Option<String>,

@@ -132,6 +132,7 @@ impl Probed {
             tokio::time::sleep(random::jitter(Duration::ZERO, 1.0).min(period)).await;
         }
         let mut threshold = Threshold::new(probe);
+        let mut told = None;
         let mut result = self.look(probe).await;
         loop {
             let (reason, message) = match &result {
@@ -144,7 +145,12 @@ impl Probed {
                 self.context.event(&self.pod, Some(self.member.name()), true, reason, &message);
             }
             match threshold.note(result.is_ok()) {
-                Some(verdict) if kind == Kind::Readiness => self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict)),
+                Some(verdict) if kind == Kind::Readiness => {
+                    // What the worker knows already would make it look at the whole pod once more.
+                    if told.replace(verdict) != Some(verdict) {
+                        self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict));
+                    }
+                }
                 Some(true) if kind == Kind::Startup => {
                     return self.mailbox.probe(&self.id, |news| news.is_started = Some(true));
                 }

@@ -126,6 +126,7 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         host_devices,
         sandbox_id: sandbox_id.to_owned(),
         share_pid: spec.share_process_namespace == Some(true),
+        host_uts: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),
         pid_of: target_id,
         user,

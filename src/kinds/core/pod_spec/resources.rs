@@ -90,6 +90,10 @@ pub fn requirements(errors: &mut Errors, path: &Path, resources: &ResourceRequir
             _ => {}
         }
     }
+    let has = |kind: fn(&str) -> bool| limits.keys().chain(requests.keys()).any(|name| kind(name));
+    if has(|name| name.starts_with("hugepages-")) && !has(|name| matches!(name, "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path.clone(), "HugePages require cpu or memory"));
+    }
     let claims = resources.claims.iter().flatten().enumerate();
     for (index, claim) in claims.filter(|(_, claim)| claim.name.is_empty()) {
         errors.push(FieldError::required(path.child("claims").index(index).child("name"), claim.name.as_str()));
