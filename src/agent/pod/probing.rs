@@ -181,14 +181,13 @@ impl Probed {
     /// next period to be found ready. Pauses double, so that it waits no longer than it took to start; looks between two periods
     /// that find nobody count as none, so thresholds mean what they mean upstream.
     async fn look_soon(&self, probe: &Probe, period: Duration) -> Result<Option<String>, Ill> {
-        let due = tokio::time::Instant::now() + period;
-        let mut pause = FIRST_PAUSE;
+        let (mut left, mut pause) = (period, FIRST_PAUSE);
         loop {
-            let left = due.saturating_duration_since(tokio::time::Instant::now());
             let result = self.look_after(probe, pause.min(left)).await;
             if pause >= left || !result.as_ref().is_err_and(|ill| ill.is_refused) {
                 return result;
             }
+            left -= pause;
             pause = (pause * 2).min(period / 4);
         }
     }
