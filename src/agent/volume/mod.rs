@@ -161,7 +161,8 @@ impl Volumes {
         let directory = |plugin: &str| context.pod_dir(pod).join("volumes").join(plugin).join(&volume.name);
         if let Some(empty_dir) = volume.empty_dir.clone() {
             let path = directory("kubernetes.io~empty-dir");
-            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group).map(|()| path)).await;
+            let huge_pages = empty_dir::huge_pages(pod);
+            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group, &huge_pages).map(|()| path)).await;
         }
         if let Some(host_path) = volume.host_path.clone() {
             return blocking(move || host_path::check(&host_path)).await;

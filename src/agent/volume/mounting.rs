@@ -20,6 +20,20 @@ pub fn tmpfs(directory: &Path, size_bytes: Option<i64>) -> io::Result<()> {
     mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some(size.as_str())).map_err(io::Error::from)
 }
 
+/// Mounts huge pages of one size (`2Mi`) on a directory, unless they are there.
+///
+/// # Errors
+/// As the kernel has it: root is needed, and a kernel that knows the size.
+pub fn huge_pages(directory: &Path, page: &str) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    if mounts_below(directory)?.iter().any(|mounted| mounted == directory) {
+        return Ok(());
+    }
+    // The kernel writes `2M` for Kubernetes' `2Mi`.
+    let options = format!("mode=0777,pagesize={}", page.trim_end_matches('i'));
+    mount(Some("nodev"), directory, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str())).map_err(io::Error::from)
+}
+
 /// Binds a file or directory to another place.
 ///
 /// # Errors
