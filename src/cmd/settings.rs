@@ -52,6 +52,9 @@ pub struct NodeSettings {
     /// Most pods that the node takes
     #[arg(long, env = "ORCH_MAX_PODS", default_value_t = 110, value_name = "NUMBER")]
     pub max_pods: u32,
+    /// Most processes of one pod; -1 for no limit
+    #[arg(long, env = "ORCH_POD_MAX_PIDS", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..), value_name = "NUMBER")]
+    pub pod_max_pids: i64,
     /// Label set when the node registers; may be repeated
     #[arg(long, env = "ORCH_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_label: Vec<String>,
@@ -94,6 +97,9 @@ pub struct NodeSettings {
     /// Percent of the engine's disk down to which they are removed
     #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
     pub image_gc_low_threshold: u64,
+    /// How long an image is unused before it is removed for that
+    #[arg(long, env = "ORCH_MINIMUM_IMAGE_TTL_DURATION", default_value = "2m", value_parser = duration, value_name = "TIME")]
+    pub minimum_image_ttl_duration: Duration,
     #[command(flatten)]
     pub cpu: CpuFlags,
     #[command(flatten)]

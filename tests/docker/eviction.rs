@@ -271,16 +271,6 @@ fn whole_cpus_are_nobody_elses() {
     until_allowed(&cluster, "after", &|seen| seen == online.trim());
 }
 
-/// A figure of a pod's cgroup: the file of cgroup v1 with its controller, and that of v2.
-fn cgroup(uid: &str, controller: &str, legacy: &str, unified: &str) -> String {
-    let root = Path::new("/sys/fs/cgroup");
-    let slice = format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
-    let pods = [format!("kubepods/burstable/pod{uid}"), slice];
-    let files = pods.iter().flat_map(|pod| [root.join(controller).join(pod).join(legacy), root.join(pod).join(unified)]);
-    let found: Vec<String> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
-    found.first().unwrap_or_else(|| panic!("no cgroup of {uid}")).trim().to_owned()
-}
-
 #[test]
 fn whole_pods_have_limits_and_are_resized() {
     let cluster = Cluster::start();
@@ -294,7 +284,7 @@ fn whole_pods_have_limits_and_are_resized() {
     assert_eq!(node.get("whole", "{.spec.resources.requests.cpu} {.spec.resources.requests.memory}"), "500m 16Mi");
     assert_eq!(node.get("whole", "{.status.qosClass}"), "Burstable");
     let uid = node.get("whole", "{.metadata.uid}");
-    let memory = || cgroup(&uid, "memory", "memory.limit_in_bytes", "memory.max");
+    let memory = || pods::cgroup(&uid, "memory", "memory.limit_in_bytes", "memory.max");
     assert_eq!(memory(), (64 * MIB).to_string());
     let in_container = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     assert_eq!(node.sh("whole", in_container), (64 * MIB).to_string(), "the pod's limit is its containers'");

@@ -46,6 +46,14 @@ impl Registry {
         format!("127.0.0.1:{}/{image}", self.port)
     }
 
+    /// By what the image is known that a tag means now.
+    fn digest(&self, image: &str, tag: &str) -> String {
+        let url = format!("http://{}/v2/{image}/manifests/{tag}", self.name("").trim_end_matches('/'));
+        let head = run("curl", ["-sI", "-H", "Accept: application/vnd.docker.distribution.manifest.v2+json", &url]);
+        let line = head.lines().find_map(|line| line.to_lowercase().strip_prefix("docker-content-digest: ").map(str::to_owned));
+        line.expect("a digest").trim().to_owned()
+    }
+
     /// Pushes a copy of busybox, and leaves no trace of it in the engine.
     fn push(&self, image: &str, config: &Path) {
         let name = self.name(image);
@@ -109,6 +117,14 @@ fn images_of_registries_mirrors_and_folders() {
 
     apply(&pod("mirrored", "registry.invalid/team/app:1", None));
     becomes_ready(&kubectl, "mirrored");
+    let digest = open.digest("team/app", "1");
+    apply(&pod("exact", &open.name(&format!("team/app@{digest}")), None));
+    becomes_ready(&kubectl, "exact");
+    let id = kubectl.jsonpath(&["pod", "exact"], "{.status.containerStatuses[0].imageID}");
+    assert_eq!(id, format!("docker-pullable://{}@{digest}", open.name("team/app")));
+    let other = digest.replace(&digest[7..15], "00000000");
+    apply(&pod("other", &open.name(&format!("team/app@{other}")), None));
+    waits_for(&kubectl, "other", "manifest unknown");
     apply(&pod("stranger", &closed.name("private/app:1"), None));
     waits_for(&kubectl, "stranger", "no basic auth credentials");
     let server = closed.name("");
@@ -151,4 +167,42 @@ fn images_of_registries_mirrors_and_folders() {
     orch(&cluster, &["prune"]);
     let left = docker(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
     assert!(!left.contains("registry.invalid") && !left.contains("private/app") && left.contains("busybox:latest"), "{left}");
+}
+
+/// The disk counts as full from the start: what was pulled goes when nobody uses it, and what was there before stays.
+#[test]
+fn unused_images_go_when_the_disk_is_full() {
+    let registry = Registry::start(false);
+    let folder = tempfile::tempdir().unwrap();
+    registry.push("kept/app:1", folder.path());
+    registry.push("unused/app:1", folder.path());
+    let flags = ["--image-gc-high-threshold=1", "--image-gc-low-threshold=0", "--minimum-image-ttl-duration=1s"];
+    let cluster = Cluster::start_with(&flags);
+    cluster.wait_ready();
+    let kubectl = cluster.kubectl("1.33");
+    wait_for("the service account", MINUTE, || kubectl.try_run(["get", "serviceaccount", "default"]));
+    for name in ["kept", "unused"] {
+        kubectl.manifest(&["apply"], &pod(name, &registry.name(&format!("{name}/app:1")), None)).unwrap();
+        becomes_ready(&kubectl, name);
+    }
+    kubectl.run(["delete", "pod", "unused"]);
+    let port = format!(":{}/", registry.port);
+    let pulled = || {
+        let all = docker(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+        all.lines().filter(|line| line.contains(&port)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(pulled().len(), 2, "nothing goes at once");
+    wait_for("the unused image to go", MINUTE * 3, || {
+        let left = pulled();
+        if left == [registry.name("kept/app:1")] { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    // It can't free as much as it should, and says so.
+    wait_for("the node to say what it could not free", MINUTE, || {
+        let seen =
+            kubectl.run(["get", "events", "-A", "--field-selector=reason=ImageGCFailed", "-o", "jsonpath={.items[*].message}"]);
+        if seen.contains("Failed to garbage collect required amount of images") { Ok(()) } else { Err(seen) }
+    });
+    kubectl.run(["delete", "pod", "kept"]);
+    docker(["rmi", &registry.name("kept/app:1")]);
+    assert!(docker(["images", "-q", "busybox:latest"]).len() > 1);
 }

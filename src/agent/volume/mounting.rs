@@ -9,29 +9,23 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// Mounts a tmpfs on a directory, unless one is there; `size_bytes` bounds it.
 ///
 /// # Errors
-/// As the kernel has it: root is needed.
+/// As [`memory`].
 pub fn tmpfs(directory: &Path, size_bytes: Option<i64>) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
-    if mounts_below(directory)?.iter().any(|mounted| mounted == directory) {
-        return Ok(());
-    }
-    let size = size_bytes.map_or_else(|| "mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some(size.as_str())).map_err(io::Error::from)
+    memory(directory, "tmpfs", "mode=0777", size_bytes)
 }
 
-/// Mounts huge pages of one size (`2Mi`) on a directory, unless they are there.
+/// Mounts a file system in memory (`tmpfs`, `hugetlbfs`) on a directory, unless one is there; `size_bytes` bounds it.
 ///
 /// # Errors
-/// As the kernel has it: root is needed, and a kernel that knows the size.
-pub fn huge_pages(directory: &Path, page: &str) -> io::Result<()> {
+/// As the kernel has it: root is needed.
+pub fn memory(directory: &Path, kind: &str, options: &str, size_bytes: Option<i64>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     if mounts_below(directory)?.iter().any(|mounted| mounted == directory) {
         return Ok(());
     }
-    // The kernel writes `2M` for Kubernetes' `2Mi`.
-    let options = format!("mode=0777,pagesize={}", page.trim_end_matches('i'));
-    mount(Some("nodev"), directory, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str())).map_err(io::Error::from)
+    let options = size_bytes.map_or_else(|| options.to_owned(), |bytes| format!("{options},size={bytes}"));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some(kind), directory, Some(kind), flags, Some(options.as_str())).map_err(io::Error::from)
 }
 
 /// Binds a file or directory to another place.

@@ -73,7 +73,7 @@ fn name_for(claim: &PersistentVolumeClaim) -> String {
 fn volume_for(claim: &PersistentVolumeClaim, class: &StorageClass, node: Option<&Node>) -> Result<PersistentVolume, Refusal> {
     let asked_node = binding::annotation(&claim.metadata, binding::SELECTED_NODE);
     let Some(asked_node) = asked_node.filter(|name| !name.is_empty()) else {
-        return Err(Refusal::Final("configuration error, no node was specified".to_owned()));
+        return Err(Refusal::Final("configuration error, no node was specified: the StorageClass of local volumes needs volumeBindingMode WaitForFirstConsumer".to_owned()));
     };
     let spec = claim.spec.as_ref();
     if spec.is_some_and(|spec| spec.selector.is_some()) {

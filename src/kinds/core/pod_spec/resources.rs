@@ -90,6 +90,10 @@ pub fn requirements(errors: &mut Errors, path: &Path, resources: &ResourceRequir
             _ => {}
         }
     }
+    let has = |kind: fn(&str) -> bool| limits.keys().chain(requests.keys()).any(|name| kind(name));
+    if has(|name| name.starts_with("hugepages-")) && !has(|name| matches!(name, "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path.clone(), "HugePages require cpu or memory"));
+    }
 }
 
 /// Checks the claims of devices that a container uses: each is one of its pod's.
