@@ -79,6 +79,12 @@ fn volume_for(claim: &PersistentVolumeClaim, class: &StorageClass, node: Option<
     if spec.is_some_and(|spec| spec.selector.is_some()) {
         return Err(Refusal::Final("claim.Spec.Selector is not supported".to_owned()));
     }
+    if spec.is_some_and(|spec| spec.data_source.is_some() || spec.data_source_ref.is_some()) {
+        return Err(Refusal::Final("claim.Spec.DataSource is not supported: a local volume begins empty".to_owned()));
+    }
+    if spec.is_some_and(|spec| spec.volume_attributes_class_name.as_ref().is_some_and(|name| !name.is_empty())) {
+        return Err(Refusal::Final("claim.Spec.VolumeAttributesClassName is not supported: a local volume has none".to_owned()));
+    }
     let parameters = class.parameters.clone().unwrap_or_default();
     let kind = parameters.get(names::TYPE_PARAMETER).map_or(names::DIRECTORY, String::as_str);
     if ![names::DIRECTORY, names::LOOP].contains(&kind) {

@@ -132,6 +132,7 @@ pub fn common(errors: &mut Errors, path: &Path, container: &Container, pod: &Pod
     volume_devices(errors, &path.child("volumeDevices"), devices, mounts, pod);
     if let Some(requirements) = &container.resources {
         resources::requirements(errors, &path.child("resources"), requirements);
+        resources::claims(errors, &path.child("resources"), requirements, pod.spec);
     }
     for (index, policy) in container.resize_policy.iter().flatten().enumerate() {
         let path = path.child("resizePolicy").index(index);
