@@ -82,7 +82,7 @@ mod tests {
             let pod = json!({"metadata": {"name": name, "uid": name}, "status": {"phase": phase},
                 "spec": {"containers": [{"name": "c", "resources": resources}]}});
             let pod = Arc::new(serde_json::from_value(pod).unwrap());
-            pods.publish(PodView { pod, containers: Default::default() });
+            pods.publish(PodView { pod, containers: Default::default(), is_seen: true });
         }
         let allocatable = Capacity { cpu_milli: 1_900, memory_bytes: 1 << 30, ..Capacity::default() };
         let classes = Classes::new(all_pods(&allocatable, Some(1_000)), CgroupDriver::Cgroupfs, pods);
