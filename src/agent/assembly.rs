@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
-use super::classes::Classes;
+use super::classes::{self, Classes};
 use super::cpu::Cpus;
 use super::csi::{CsiMounts, Drivers};
 use super::eviction::{self, Evictor};
@@ -33,7 +33,7 @@ use super::volume::{Volumes, reclaim};
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
-use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
+use crate::cri::{Resources, Runtime, RuntimeEvent, RuntimeInfo, State, labels};
 use crate::network::parts::{self, PartContext};
 use crate::network::{ExistingPod, NetworkConfig, NetworkError, NodeTraffic, PodAddress, PodNetwork, pod_mtu};
 use crate::rt::{Backoff, TaskGroup};
@@ -199,7 +199,7 @@ impl Parts {
             tracing::warn!(%error, "what a cut-off start left behind was not removed");
         }
         let context = Arc::new(context);
-        until_cancelled(&tasks, "classes of pods", classes(&config, &context).run());
+        until_cancelled(&tasks, "classes of pods", look_after_classes(&config, &context).run());
         evict_when_short(&config, &info, &context, &mailboxes, (stats, keeper, collector));
         let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
         until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
@@ -268,12 +268,13 @@ fn keep_images(
 }
 
 /// Looks after the cgroups of all pods and of their classes.
-fn classes(config: &AgentConfig, context: &Context) -> Classes {
+fn look_after_classes(config: &AgentConfig, context: &Context) -> Classes {
     let capacity = facts::capacity(&config.data_dir);
     // The margins of evictions are the pods': it is evictions that keep them out of there.
     let allocatable = config.reserve.allocatable(&capacity, &Default::default());
     let pids = eviction::processes().and_then(|(_, capacity)| config.reserve.pids(capacity));
-    Classes::new(&allocatable, pids, context.offer.cgroup_driver, Arc::clone(&context.pods))
+    let all = if config.is_enforced { classes::all_pods(&allocatable, pids) } else { Resources::default() };
+    Classes::new(all, context.offer.cgroup_driver, Arc::clone(&context.pods))
 }
 
 /// What of the memory is the pods', where a part of it is kept from them; the margins of evictions are still theirs.

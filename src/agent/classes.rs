@@ -22,15 +22,19 @@ pub struct Classes {
     pods: Arc<Pods>,
 }
 
+/// The limits of all pods together: what the node has for them, and how many processes, if some are kept from them.
+pub fn all_pods(allocatable: &Capacity, pids: Option<i64>) -> Resources {
+    Resources {
+        cpu_shares: Some(cpu_shares(allocatable.cpu_milli)),
+        memory_bytes: Some(allocatable.memory_bytes),
+        pids,
+        ..Resources::default()
+    }
+}
+
 impl Classes {
-    /// `allocatable` is what all pods together may have, `pids` how many processes.
-    pub fn new(allocatable: &Capacity, pids: Option<i64>, driver: CgroupDriver, pods: Arc<Pods>) -> Self {
-        let all = Resources {
-            cpu_shares: Some(cpu_shares(allocatable.cpu_milli)),
-            memory_bytes: Some(allocatable.memory_bytes),
-            pids,
-            ..Resources::default()
-        };
+    /// `all` is what all pods together may have.
+    pub fn new(all: Resources, driver: CgroupDriver, pods: Arc<Pods>) -> Self {
         Self { all, driver, pods }
     }
 
@@ -81,7 +85,7 @@ mod tests {
             pods.publish(PodView { pod, containers: Default::default() });
         }
         let allocatable = Capacity { cpu_milli: 1_900, memory_bytes: 1 << 30, ..Capacity::default() };
-        let classes = Classes::new(&allocatable, Some(1_000), CgroupDriver::Cgroupfs, pods);
+        let classes = Classes::new(all_pods(&allocatable, Some(1_000)), CgroupDriver::Cgroupfs, pods);
         let [(_, all), (_, burstable), (_, best_effort)] = classes.limits();
         assert_eq!((all.cpu_shares, all.memory_bytes, all.pids), (Some(1_945), Some(1 << 30), Some(1_000)));
         assert_eq!((burstable.cpu_shares, burstable.memory_bytes), (Some(768), None));

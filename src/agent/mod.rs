@@ -85,6 +85,8 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// What of the machine is kept from pods.
     pub reserve: Reserve,
+    /// Whether the kernel keeps all pods together within what the node has for them.
+    pub is_enforced: bool,
     /// Most processes of one pod; `None` for no limit of its own.
     pub pod_max_pids: Option<i64>,
     /// How CPUs are given to containers.

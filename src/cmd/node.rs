@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::certificates;
 use super::error::CmdError;
 use super::installed::{Installed, NodeLock};
-use super::settings::NodeSettings;
+use super::settings::{Enforced, NodeSettings};
 use crate::agent::bootstrap::ClusterFacts;
 use crate::agent::image::collect::Thresholds;
 use crate::agent::image::registries::Registries;
@@ -103,6 +103,7 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         image_thresholds: thresholds(settings)?,
         logs: log_limits(settings)?,
         max_pods: settings.max_pods,
+        is_enforced: settings.enforce_node_allocatable == Enforced::Pods,
         pod_max_pids: Some(settings.pod_max_pids).filter(|pids| *pids > 0),
         cpu_policy: settings.cpu.policy(&reserve)?,
         reserve,

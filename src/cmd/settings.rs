@@ -36,6 +36,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// On whom what is kept of the node's resources is enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Enforced {
+    Pods,
+    None,
+}
+
 /// Flags of the node, in `orch server` too.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Node")]
@@ -79,6 +86,9 @@ pub struct NodeSettings {
     /// Resources that are kept for orch and Docker
     #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
     pub kube_reserved: String,
+    /// Whether the kernel keeps all pods together within what the node has for them, as well as evictions do
+    #[arg(long, env = "ORCH_ENFORCE_NODE_ALLOCATABLE", default_value = "pods", value_enum, value_name = "pods|none")]
+    pub enforce_node_allocatable: Enforced,
     /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
     #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
     pub allowed_unsafe_sysctls: Vec<String>,

@@ -349,8 +349,17 @@ pub enum RuntimeError {
 /// A stream of the engine's news.
 pub type EventStream = Pin<Box<dyn Stream<Item = RuntimeEvent> + Send>>;
 
-/// Lines of a pull's progress, for events and logs.
-pub type PullProgress<'a> = &'a (dyn Fn(&str) + Send + Sync);
+/// How far a pull is. Bytes are those of the layers whose size is known, as the registry has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pulled {
+    pub layers: usize,
+    pub layers_done: usize,
+    pub bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Hears how far a pull is, often.
+pub type PullProgress<'a> = &'a (dyn Fn(Pulled) + Send + Sync);
 
 /// What runs containers. Every call is idempotent, has a deadline, and may be dropped at any await.
 #[async_trait]

@@ -101,3 +101,25 @@ fn killing_orch_during_a_rollout_loses_nothing() {
         }
     });
 }
+
+#[test]
+fn a_node_that_has_just_started_answers_about_its_pods() {
+    let mut cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.33");
+    deploy(&kubectl, "web", 5);
+    let pods = kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.name}");
+    for pod in pods.split(' ') {
+        cluster.kill();
+        cluster.spawn();
+        // The first that is asked of the API: nothing is tried twice.
+        assert_eq!(kubectl.run(["exec", pod, "--", "hostname"]).trim(), pod);
+        assert!(kubectl.run(["logs", pod]).contains("start worker process"));
+    }
+    cluster.kill();
+    cluster.spawn();
+    let path = format!("/api/v1/nodes/{}/proxy/containerLogs/default/none/c", cluster.node);
+    let refused = kubectl.fails(["get", "--raw", &path]);
+    assert!(refused.contains("NotFound"), "{refused}");
+    let pod = pods.split(' ').next().unwrap();
+    assert!(kubectl.run(["logs", pod]).contains("start worker process"));
+}

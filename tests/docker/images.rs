@@ -1,6 +1,8 @@
 //! Images from a real registry: credentials, mirrors, tarballs in a folder, and `orch image`.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -167,6 +169,62 @@ fn images_of_registries_mirrors_and_folders() {
     orch(&cluster, &["prune"]);
     let left = docker(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
     assert!(!left.contains("registry.invalid") && !left.contains("private/app") && left.contains("busybox:latest"), "{left}");
+}
+
+/// Passes on what a registry says, 100 kB a second.
+fn slowly(to: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map(Result::unwrap) {
+            let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
+            let (asks, answers) = ((client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client));
+            std::thread::spawn(move || drop(std::io::copy(&mut &asks.0, &mut &asks.1)));
+            std::thread::spawn(move || {
+                let mut bytes = [0; 10_000];
+                while let Ok(count) = (&answers.0).read(&mut bytes)
+                    && count > 0
+                    && (&answers.1).write_all(&bytes[..count]).is_ok()
+                {
+                    std::thread::park_timeout(Duration::from_millis(100));
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn a_pull_that_takes_long_is_told_of() {
+    let registry = Registry::start(false);
+    let folder = tempfile::tempdir().unwrap();
+    // A layer that the engine does not have, and that does not get smaller.
+    let mut noise = vec![0; 1_600_000];
+    File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    fs::write(folder.path().join("noise"), noise).unwrap();
+    let name = registry.name("big/app:1");
+    let make = format!(
+        "tar -C {} -c noise | docker import - {name} && docker push -q {name} && docker rmi {name}",
+        folder.path().display()
+    );
+    run("sh", ["-c", &make]);
+    let slow = format!("127.0.0.1:{}/big/app:1", slowly(registry.port));
+    let cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.33");
+    wait_for("the service account", MINUTE, || kubectl.try_run(["get", "serviceaccount", "default"]));
+    kubectl.manifest(&["apply"], &pod("slow", &slow, None)).unwrap();
+    wait_for("news of the pull", MINUTE, || {
+        let seen = crate::pods::events(&kubectl, "slow");
+        let news = format!("Pulling: Pulling image \"{slow}\": 0 of 1 layers, ");
+        let line = seen.lines().find(|line| line.starts_with(&news) && line.ends_with(" of 1.6 MB"));
+        line.map(|_| ()).ok_or(seen)
+    });
+    wait_for("the pull to end", MINUTE, || {
+        let seen = crate::pods::events(&kubectl, "slow");
+        if seen.contains("Successfully pulled image") { Ok(()) } else { Err(seen) }
+    });
+    kubectl.run(["delete", "pod", "slow"]);
+    docker(["rmi", &slow]);
 }
 
 /// The disk counts as full from the start: what was pulled goes when nobody uses it, and what was there before stays.
