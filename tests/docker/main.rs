@@ -5,6 +5,7 @@ mod support;
 
 mod away;
 mod badinput;
+mod certificates;
 mod csi;
 mod dns;
 mod engine;
