@@ -155,7 +155,7 @@ impl Parts {
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
         let changed = Arc::new(move |uid: &str| told.source_changed(uid));
-        let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
+        let sources = Sources::new(&tasks, config.client.clone(), &config.node_name, informers.of(), changed);
         let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
         let registering = Arc::clone(&drivers);
         until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });

@@ -203,6 +203,7 @@ impl Fake {
             labels: labels.clone(),
             state: State::Created,
             pid: None,
+            user: None,
             image: image.to_owned(),
             image_id,
             created_at: Some(now),

@@ -229,6 +229,15 @@ pub struct ContainerSummary {
     pub state: State,
 }
 
+/// Whom a process runs as, by numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// Ascending; the group above is among them where the engine puts it there.
+    pub groups: Vec<u32>,
+}
+
 /// A container in full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerDetail {
@@ -238,6 +247,8 @@ pub struct ContainerDetail {
     pub state: State,
     /// PID of its first process, in the host's namespace, while it runs.
     pub pid: Option<u32>,
+    /// Whom that process runs as, while it runs.
+    pub user: Option<ProcessUser>,
     /// The image as asked for.
     pub image: String,
     /// `sha256:…` of the image's configuration.

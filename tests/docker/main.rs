@@ -6,6 +6,7 @@ mod support;
 mod asked;
 mod away;
 mod badinput;
+mod certificates;
 mod csi;
 mod dns;
 mod engine;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, ContainerUser,
+    HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,7 +18,7 @@ use super::recover::LOST;
 use super::resize::{Resizes, WHOLE_POD};
 use super::resources::qos_class;
 use super::state::{Instance, Member, PodRuntime, Records, Role};
-use crate::cri::{ContainerDetail, labels};
+use crate::cri::{ContainerDetail, ProcessUser, labels};
 
 /// Why a pod was ended by the agent itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -148,10 +148,16 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         volume_mounts: some_unless_empty(
             member.spec.volume_mounts.iter().flatten().map(|mount| mount_status(o, mount)).collect(),
         ),
+        user: latest.and_then(|latest| latest.detail.user.as_ref()).map(user),
         stop_signal: member.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         resources,
         ..ContainerStatus::default()
     }
+}
+
+fn user(user: &ProcessUser) -> ContainerUser {
+    let supplemental_groups = some_unless_empty(user.groups.iter().map(|group| i64::from(*group)).collect());
+    ContainerUser { linux: Some(LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups }) }
 }
 
 fn mount_status(o: &Observation<'_>, mount: &VolumeMount) -> VolumeMountStatus {

@@ -20,6 +20,7 @@ pub fn attributes(info: &RequestInfo) -> Attributes {
         subresource: info.subresource.clone(),
         name: info.name.clone(),
         label_selector: info.label_selector.clone(),
+        field_selector: info.field_selector.clone(),
         path: info.path.clone(),
         is_resource: true,
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource,
-    PersistentVolumeClaimTemplate, ProjectedVolumeSource, Volume, VolumeProjection,
+    PersistentVolumeClaimTemplate, PodCertificateProjection, ProjectedVolumeSource, Volume, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -14,11 +14,15 @@ use super::{Holder, unsupported};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
+use crate::kinds::certificates::signer_name;
 use crate::kinds::check::{Errors, annotations, label_selector, labels, one_of, required, required_rule, str_of, unique};
 use crate::kinds::core::persistent_volume_claim;
 
 const TWO_TYPES: &str = "may not specify more than 1 volume type";
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
+const KEY_TYPES: &[&str] = &["ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072", "RSA4096"];
+/// The shortest and the longest life of a pod's certificate.
+const CERTIFICATE_SECONDS: (i32, i32) = (3_600, 91 * 24 * 3_600);
 const HOST_PATH_TYPES: &[&str] =
     &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
 
@@ -268,16 +272,46 @@ fn projection<'a>(errors: &mut Errors, path: &Path, source: &'a VolumeProjection
         file_path(errors, &path.child("path"), &token.path);
         paths.push(&token.path);
     }
-    if source.pod_certificate.is_some() {
-        // Behind a gate in upstream that is off by default.
-        let why = "certificates of pods are not supported; use a secret";
-        errors.push(FieldError::forbidden(path.child("podCertificate"), why));
-    }
     if let Some(bundle) = &source.cluster_trust_bundle {
         trust_bundle(errors, &path.child("clusterTrustBundle"), bundle);
         paths.push(&bundle.path);
     }
+    if let Some(certificate) = &source.pod_certificate {
+        pod_certificate(errors, &path.child("podCertificate"), certificate);
+        let files = [&certificate.credential_bundle_path, &certificate.key_path, &certificate.certificate_chain_path];
+        paths.extend(files.into_iter().flatten().map(String::as_str).filter(|file| !file.is_empty()));
+    }
     paths
+}
+
+/// A key and the certificate for it, as upstream's `validatePodCertificateProjection`.
+fn pod_certificate(errors: &mut Errors, path: &Path, certificate: &PodCertificateProjection) {
+    signer_name(errors, &path.child("signerName"), &certificate.signer_name);
+    one_of(errors, &path.child("keyType"), &certificate.key_type, KEY_TYPES);
+    let at = path.child("maxExpirationSeconds");
+    match certificate.max_expiration_seconds {
+        Some(seconds) if seconds < CERTIFICATE_SECONDS.0 => {
+            let why = format!("if provided, maxExpirationSeconds must be >= {}", CERTIFICATE_SECONDS.0);
+            errors.push(FieldError::invalid(at, seconds, why));
+        }
+        Some(seconds) if seconds > CERTIFICATE_SECONDS.1 => {
+            let why = format!("if provided, maxExpirationSeconds must be <= {}", CERTIFICATE_SECONDS.1);
+            errors.push(FieldError::invalid(at, seconds, why));
+        }
+        _ => {}
+    }
+    let files = [
+        ("credentialBundlePath", &certificate.credential_bundle_path),
+        ("keyPath", &certificate.key_path),
+        ("certificateChainPath", &certificate.certificate_chain_path),
+    ];
+    let given = files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?))).filter(|(_, file)| !file.is_empty());
+    let given: Vec<_> = given.collect();
+    if given.is_empty() {
+        let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+        errors.push(FieldError::required(path.clone(), why));
+    }
+    given.into_iter().for_each(|(name, file)| file_path(errors, &path.child(name), file));
 }
 
 /// A bundle by its name, or those of a signer that labels select.
