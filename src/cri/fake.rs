@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 
 use super::{
     CgroupDriver, ContainerDetail, ContainerSpec, ContainerSummary, EventStream, ExecControl, ExecSession, ExecSpec, Image,
-    PullProgress, RegistryAuth, Resources, Runtime, RuntimeError, RuntimeEvent, RuntimeInfo, SandboxSpec, State,
+    PullProgress, Pulled, RegistryAuth, Resources, Runtime, RuntimeError, RuntimeEvent, RuntimeInfo, SandboxSpec, State,
 };
 use crate::rt::clock::SharedClock;
 
@@ -414,7 +414,7 @@ impl Runtime for Fake {
         };
         inner.images.insert(reference.to_owned(), image);
         drop(inner);
-        progress("Pull complete");
+        progress(Pulled { layers: 1, layers_done: 1, ..Pulled::default() });
         Ok(())
     }
 

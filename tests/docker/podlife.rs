@@ -450,6 +450,13 @@ fn probes_decide(world: &World<'_>) {
     world.until("p", "{.status.containerStatuses[0].restartCount}", "1");
     world.until_event("p", "Unhealthy: Liveness probe failed: ill");
     world.until_event("p", "Killing: Container c failed liveness probe, will be restarted");
+    // A server that takes a moment to listen is found soon after, not a period later.
+    let late = json!({"containers": [with(shell("c", &format!("sleep 2; {web}")), json!({
+        "startupProbe": {"httpGet": {"path": "/ok", "port": 8080}, "periodSeconds": 600, "failureThreshold": 2},
+        "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 600, "failureThreshold": 1}}))]});
+    world.make("late", late).unwrap();
+    world.until_ready("late");
+    assert_eq!(pods::events(&world.kubectl, "late").matches("Unhealthy").count(), 1, "looks in between are none");
     // A command that hangs is ended, and counts as a failure.
     let hangs = json!({"containers": [with(shell("c", "sleep 1000"), json!({
         "readinessProbe": {"exec": {"command": ["sleep", "777"]}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}}))]});

@@ -11,8 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::mailbox::Mailbox;
 use super::state::Member;
-use crate::agent::probe::Target;
+use crate::agent::probe::{Ill, Target};
 use crate::rt::random;
+
+/// Until a container that nobody listens in yet is looked at again.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// The instance that is probed.
 #[derive(Clone)]
@@ -129,11 +132,11 @@ impl Probed {
             tokio::time::sleep(random::jitter(Duration::ZERO, 1.0).min(period)).await;
         }
         let mut threshold = Threshold::new(probe);
+        let mut told = None;
+        let mut result = self.look(probe).await;
         loop {
-            let target = Target { container: &self.member.spec, id: &self.id, pod_ip: self.pod_ip };
-            let result = self.context.prober.check(probe, &target).await;
             let (reason, message) = match &result {
-                Err(why) => ("Unhealthy", Some(format!("{} probe failed: {why}", kind.word()))),
+                Err(ill) => ("Unhealthy", Some(format!("{} probe failed: {}", kind.word(), ill.words))),
                 Ok(warning) => {
                     ("ProbeWarning", warning.as_ref().map(|warning| format!("{} probe warning: {warning}", kind.word())))
                 }
@@ -142,7 +145,12 @@ impl Probed {
                 self.context.event(&self.pod, Some(self.member.name()), true, reason, &message);
             }
             match threshold.note(result.is_ok()) {
-                Some(verdict) if kind == Kind::Readiness => self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict)),
+                Some(verdict) if kind == Kind::Readiness => {
+                    // What the worker knows already would make it look at the whole pod once more.
+                    if told.replace(verdict) != Some(verdict) {
+                        self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict));
+                    }
+                }
                 Some(true) if kind == Kind::Startup => {
                     return self.mailbox.probe(&self.id, |news| news.is_started = Some(true));
                 }
@@ -154,7 +162,33 @@ impl Probed {
                 }
                 Some(true) | None => {}
             }
-            tokio::time::sleep(period).await;
+            let awaits_server = kind != Kind::Liveness && result.is_err_and(|ill| ill.is_refused);
+            result = if awaits_server { self.look_soon(probe, period).await } else { self.look_after(probe, period).await };
+        }
+    }
+
+    async fn look(&self, probe: &Probe) -> Result<Option<String>, Ill> {
+        let target = Target { container: &self.member.spec, id: &self.id, pod_ip: self.pod_ip };
+        self.context.prober.check(probe, &target).await
+    }
+
+    async fn look_after(&self, probe: &Probe, pause: Duration) -> Result<Option<String>, Ill> {
+        tokio::time::sleep(pause).await;
+        self.look(probe).await
+    }
+
+    /// Looks when the period is over, or as soon as somebody listens: a server that takes a moment to start need not wait for the
+    /// next period to be found ready. Pauses double, so that it waits no longer than it took to start; looks between two periods
+    /// that find nobody count as none, so thresholds mean what they mean upstream.
+    async fn look_soon(&self, probe: &Probe, period: Duration) -> Result<Option<String>, Ill> {
+        let (mut left, mut pause) = (period, FIRST_PAUSE);
+        loop {
+            let result = self.look_after(probe, pause.min(left)).await;
+            if pause >= left || !result.as_ref().is_err_and(|ill| ill.is_refused) {
+                return result;
+            }
+            left -= pause;
+            pause = (pause * 2).min(period / 4);
         }
     }
 }

@@ -171,6 +171,7 @@ pub async fn detach(context: &Context, uid: &str) -> Result<(), String> {
 }
 
 fn limit_pod(context: &Context, pod: &Pod, uid: &str) {
-    let limits = resources::pod_resources(pod, context.cpus.has_own(uid));
+    let mut limits = resources::pod_resources(pod, context.cpus.has_own(uid));
+    limits.pids = context.offer.max_pids;
     cgroup::apply(resources::qos_class(pod), uid, context.offer.cgroup_driver, &limits);
 }

@@ -18,7 +18,7 @@ use super::recover::LOST;
 use super::resize::{Resizes, WHOLE_POD};
 use super::resources::qos_class;
 use super::state::{Instance, Member, PodRuntime, Records, Role};
-use crate::cri::ProcessUser;
+use crate::cri::{ContainerDetail, ProcessUser, labels};
 
 /// Why a pod was ended by the agent itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -142,7 +142,7 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         started: Some(probe.is_some_and(|probe| probe.started && member.role != Role::Init)).filter(|_| !is_ephemeral),
         restart_count: latest.map_or(0, |latest| i32::try_from(latest.attempt).unwrap_or(i32::MAX)),
         image: latest.map_or_else(|| member.spec.image.clone().unwrap_or_default(), |latest| latest.detail.image.clone()),
-        image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail.image_id)),
+        image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail)),
         container_id: latest.filter(|latest| !latest.detail.id.is_empty()).map(|latest| container_id(&latest.detail.id)),
         allocated_resources: granted.and_then(|granted| granted.requests.clone()),
         volume_mounts: some_unless_empty(
@@ -181,8 +181,14 @@ fn container_id(id: &str) -> String {
     format!("docker://{id}")
 }
 
-fn image_id(id: &str) -> String {
-    if id.is_empty() || id.contains("://") { id.to_owned() } else { format!("docker://{id}") }
+/// The image as its registry knows it, or as the engine does: in the forms of `cri-dockerd`.
+fn image_id(detail: &ContainerDetail) -> String {
+    let id = &detail.image_id;
+    match detail.labels.get(labels::IMAGE_DIGEST) {
+        _ if id.is_empty() || id.contains("://") => id.clone(),
+        Some(digest) => format!("docker-pullable://{digest}"),
+        None => format!("docker://{id}"),
+    }
 }
 
 /// Why the container waits, if it does although it (perhaps) has an instance.

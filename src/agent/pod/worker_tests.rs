@@ -162,6 +162,7 @@ fn world(spec: Value) -> World {
         offer: NodeOffer {
             allocatable: Allocatable { cpu_milli: 2_000, memory_bytes: 1 << 30, ephemeral_storage_bytes: 1 << 30 },
             memory_bytes: 1 << 30,
+            max_pids: None,
             cgroup_driver: CgroupDriver::Cgroupfs,
             can_lower_oom_score: true,
             has_recursive_read_only: false,

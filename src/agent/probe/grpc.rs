@@ -2,7 +2,7 @@
 
 use ::http::{HeaderMap, Request, header};
 
-use super::Verdict;
+use super::{Ill, Verdict};
 use crate::http::connector::Endpoint;
 use crate::http::full;
 use crate::http::once::{Once, Protocol};
@@ -20,7 +20,7 @@ pub(super) async fn check(once: &Once, host: &str, port: u16, service: &str) -> 
         .body(full(frame(service)))
         .map_err(|error| error.to_string())?;
     let answer = once.exchange(&endpoint, Protocol::Http2, request, ANSWER_BYTES).await;
-    let answer = answer.map_err(|error| format!("error: health rpc probe failed: {error}"))?;
+    let answer = answer.map_err(|error| Ill::of(format!("error: health rpc probe failed: {error}"), error.as_ref()))?;
     let trailers = answer.trailers.as_ref();
     let text = |name: &str| {
         let value = |headers: &HeaderMap| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -29,17 +29,18 @@ pub(super) async fn check(once: &Once, host: &str, port: u16, service: &str) -> 
     match text("grpc-status").as_deref() {
         Some("0") | None if answer.head.status.is_success() => match status(&answer.body) {
             1 => Ok(None),
-            other => Err(format!("service unhealthy (responded with \"{}\")", word(other))),
+            other => Err(format!("service unhealthy (responded with \"{}\")", word(other)).into()),
         },
         Some(UNIMPLEMENTED) => {
             let message = text("grpc-message").unwrap_or_else(|| "unknown service grpc.health.v1.Health".to_owned());
-            Err(format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}"))
+            Err(format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}")
+                .into())
         }
         Some(code) => {
             let message = text("grpc-message").unwrap_or_else(|| format!("code {code}"));
-            Err(format!("error: health rpc probe failed: {message}"))
+            Err(format!("error: health rpc probe failed: {message}").into())
         }
-        None => Err(format!("error: health rpc probe failed: status {}", answer.head.status)),
+        None => Err(format!("error: health rpc probe failed: status {}", answer.head.status).into()),
     }
 }
 

@@ -15,7 +15,7 @@ pub async fn run(prober: &Prober, handler: &LifecycleHandler, target: &Target<'_
         return prober.exec(target.id, exec.command.clone().unwrap_or_default(), None).await;
     }
     if let Some(get) = &handler.http_get {
-        return http::get(&prober.once, get, target, "kube-lifecycle/1.36").await.map(drop);
+        return http::get(&prober.once, get, target, "kube-lifecycle/1.36").await.map(drop).map_err(|ill| ill.words);
     }
     if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

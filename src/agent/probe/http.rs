@@ -4,7 +4,7 @@
 use ::http::{HeaderMap, Request, Uri, header};
 use k8s_openapi::api::core::v1::HTTPGetAction;
 
-use super::{OUTPUT_BYTES, Target, Verdict, port};
+use super::{Ill, OUTPUT_BYTES, Target, Verdict, port};
 use crate::http::connector::Endpoint;
 use crate::http::empty;
 use crate::http::once::{Once, Protocol};
@@ -18,7 +18,7 @@ pub(super) async fn get(once: &Once, get: &HTTPGetAction, target: &Target<'_>, a
         let url = url(&endpoint, &path);
         let request = request(&path, get, agent).map_err(|error| error.to_string())?;
         let answer = once.exchange(&endpoint, Protocol::Http1, request, OUTPUT_BYTES).await;
-        let answer = answer.map_err(|error| format!("Get \"{url}\": {error}"))?;
+        let answer = answer.map_err(|error| Ill::of(format!("Get \"{url}\": {error}"), error.as_ref()))?;
         let status = answer.head.status;
         if status.is_redirection()
             && let Some((next, next_path)) = location(&answer.head.headers, &endpoint, &path)
@@ -32,10 +32,10 @@ pub(super) async fn get(once: &Once, get: &HTTPGetAction, target: &Target<'_>, a
         }
         return match status.as_u16() {
             200..=399 => Ok(None),
-            code => Err(format!("HTTP probe failed with statuscode: {code}")),
+            code => Err(format!("HTTP probe failed with statuscode: {code}").into()),
         };
     }
-    Err(format!("Get \"{}\": stopped after {MAX_REDIRECTS} redirects", url(&endpoint, &path)))
+    Err(format!("Get \"{}\": stopped after {MAX_REDIRECTS} redirects", url(&endpoint, &path)).into())
 }
 
 /// Where a probe looks.

@@ -22,8 +22,32 @@ use crate::rt::TaskGroup;
 const OUTPUT_BYTES: usize = 10 << 10;
 const AGENT: &str = "kube-probe/1.36";
 
-/// What a look found: success, perhaps with a warning, or what is wrong in the kubelet's words.
-type Verdict = Result<Option<String>, String>;
+/// What a look found: success, perhaps with a warning, or what is wrong.
+type Verdict = Result<Option<String>, Ill>;
+
+/// What is wrong with a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ill {
+    /// In the kubelet's words: the text after `Readiness probe failed: `.
+    pub words: String,
+    /// Nobody listens on the port, so nobody was asked: what a server looks like that has not started yet.
+    pub is_refused: bool,
+}
+
+impl Ill {
+    fn of(words: String, cause: &(dyn std::error::Error + 'static)) -> Self {
+        let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+        let mut causes = std::iter::successors(Some(cause), |error| error.source());
+        let is_refused = causes.any(|error| error.downcast_ref().is_some_and(refused));
+        Self { words, is_refused }
+    }
+}
+
+impl From<String> for Ill {
+    fn from(words: String) -> Self {
+        Self { words, is_refused: false }
+    }
+}
 
 /// Looks into containers.
 pub struct Prober {
@@ -44,12 +68,12 @@ impl Prober {
     /// Looks once. A success may come with a warning.
     ///
     /// # Errors
-    /// What is wrong, in the kubelet's words: the text after `Readiness probe failed: `.
+    /// What is wrong.
     pub async fn check(&self, probe: &Probe, target: &Target<'_>) -> Verdict {
         let timeout = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1));
         if let Some(exec) = &probe.exec {
             let command = exec.command.clone().unwrap_or_default();
-            return self.exec(target.id, command, Some(timeout)).await.map(|()| None);
+            return Ok(self.exec(target.id, command, Some(timeout)).await.map(|()| None)?);
         }
         let mut late = "context deadline exceeded".to_owned();
         let look = async {
@@ -68,11 +92,11 @@ impl Prober {
                 late = format!("timeout: health rpc did not complete within {}s", timeout.as_secs());
                 grpc::check(&self.once, &target.host(None)?, u16::try_from(grpc.port).unwrap_or(0), service).await
             } else {
-                Err("missing probe handler".to_owned())
+                Err("missing probe handler".to_owned().into())
             }
         };
         let looked = tokio::time::timeout(timeout, look).await;
-        looked.unwrap_or(Err(late))
+        looked.unwrap_or_else(|_| Err(late.into()))
     }
 
     /// Runs a command in a container; one that takes too long is ended.
@@ -139,9 +163,9 @@ fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     }
 }
 
-async fn tcp_connect(host: &str, port: u16) -> Result<(), String> {
+async fn tcp_connect(host: &str, port: u16) -> Result<(), Ill> {
     let connected = tokio::net::TcpStream::connect((host, port)).await;
-    connected.map(drop).map_err(|error| format!("dial tcp {host}:{port}: {error}"))
+    connected.map(drop).map_err(|error| Ill::of(format!("dial tcp {host}:{port}: {error}"), &error))
 }
 
 #[cfg(test)]

@@ -65,6 +65,10 @@ fn prober(tasks: &TaskGroup) -> Prober {
 }
 
 async fn look(prober: &Prober, probe: Value) -> Result<Option<String>, String> {
+    verdict(prober, probe).await.map_err(|ill| ill.words)
+}
+
+async fn verdict(prober: &Prober, probe: Value) -> Verdict {
     let (probe, container) = (serde_json::from_value::<Probe>(probe).unwrap(), Container::default());
     let target = Target { container: &container, id: "c", pod_ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
     prober.check(&probe, &target).await
@@ -111,6 +115,11 @@ async fn tcp_and_grpc_answers_are_judged() {
     assert_eq!(look(&prober, json!({"tcpSocket": {"port": port}})).await, Ok(None));
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     assert!(look(&prober, json!({"tcpSocket": {"port": closed}})).await.unwrap_err().contains("refused"));
+    for probe in [json!({"tcpSocket": {"port": closed}}), json!({"httpGet": {"port": closed}}), json!({"grpc": {"port": closed}})]
+    {
+        assert!(verdict(&prober, probe.clone()).await.unwrap_err().is_refused, "{probe}");
+    }
+    assert!(!verdict(&prober, json!({"httpGet": {"path": "/bad", "port": port}})).await.unwrap_err().is_refused);
     assert_eq!(look(&prober, json!({"grpc": {"port": port}})).await, Ok(None));
     let ill = look(&prober, json!({"grpc": {"port": port, "service": "ill"}})).await;
     assert_eq!(ill, Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()));

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use super::csi::CsiMounts;
 use super::pod::context::{Context, MountedVolumes};
+use super::pod::resources::huge_pages;
 use crate::rt::TaskGroup;
 
 pub mod certificate;
@@ -166,7 +167,9 @@ impl Volumes {
         let directory = |plugin: &str| context.pod_dir(pod).join("volumes").join(plugin).join(&volume.name);
         if let Some(empty_dir) = volume.empty_dir.clone() {
             let path = directory("kubernetes.io~empty-dir");
-            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group).map(|()| path)).await;
+            let pages = pod.spec.iter().flat_map(huge_pages).map(|name| name.trim_start_matches("hugepages-").to_owned());
+            let pages = pages.collect();
+            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group, &pages).map(|()| path)).await;
         }
         if let Some(host_path) = volume.host_path.clone() {
             return blocking(move || host_path::check(&host_path)).await;

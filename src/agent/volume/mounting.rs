@@ -9,15 +9,23 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// Mounts a tmpfs on a directory, unless one is there; `size_bytes` bounds it.
 ///
 /// # Errors
-/// As the kernel has it: root is needed.
+/// As [`memory`].
 pub fn tmpfs(directory: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+    memory(directory, "tmpfs", "mode=0777", size_bytes)
+}
+
+/// Mounts a file system in memory (`tmpfs`, `hugetlbfs`) on a directory, unless one is there; `size_bytes` bounds it.
+///
+/// # Errors
+/// As the kernel has it: root is needed.
+pub fn memory(directory: &Path, kind: &str, options: &str, size_bytes: Option<i64>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     if mounts_below(directory)?.iter().any(|mounted| mounted == directory) {
         return Ok(());
     }
-    let size = size_bytes.map_or_else(|| "mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
+    let options = size_bytes.map_or_else(|| options.to_owned(), |bytes| format!("{options},size={bytes}"));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some(size.as_str())).map_err(io::Error::from)
+    mount(Some(kind), directory, Some(kind), flags, Some(options.as_str())).map_err(io::Error::from)
 }
 
 /// Binds a file or directory to another place.

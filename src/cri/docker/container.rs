@@ -157,6 +157,7 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
     HostConfig {
         network_mode: sandbox.clone(),
         ipc_mode: sandbox.clone(),
+        uts_mode: spec.host_uts.then(|| "host".to_owned()),
         pid_mode: if spec.host_pid { Some("host".to_owned()) } else { target.or_else(|| sandbox.filter(|_| spec.share_pid)) },
         mounts: Some(spec.mounts.iter().map(mount).collect()),
         devices: Some(spec.host_devices.iter().map(device).collect()),

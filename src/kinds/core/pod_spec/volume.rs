@@ -4,17 +4,18 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource,
-    PodCertificateProjection, ProjectedVolumeSource, Volume, VolumeProjection,
+    PersistentVolumeClaimTemplate, PodCertificateProjection, ProjectedVolumeSource, Volume, VolumeProjection,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use super::Holder;
 use super::env::{VOLUME_FIELDS, field_ref, pull_policy, resource_field_ref};
+use super::{Holder, unsupported};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
 use crate::kinds::certificates::signer_name;
-use crate::kinds::check::{Errors, label_selector, one_of, required, required_rule, str_of, unique};
+use crate::kinds::check::{Errors, annotations, label_selector, labels, one_of, required, required_rule, str_of, unique};
 use crate::kinds::core::persistent_volume_claim;
 
 const TWO_TYPES: &str = "may not specify more than 1 volume type";
@@ -87,11 +88,24 @@ fn source(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
     if let Some(ephemeral) = &volume.ephemeral {
         let path = path.child("ephemeral").child("volumeClaimTemplate");
         match &ephemeral.volume_claim_template {
-            Some(template) => persistent_volume_claim::spec(errors, &path.child("spec"), &template.spec),
+            Some(template) => claim_template(errors, &path, template),
             None => errors.push(FieldError::required(path, "")),
         }
     }
     storage(errors, path, volume, holder);
+    unsupported::source(errors, path, volume);
+}
+
+/// A template is given labels and annotations; whatever else its metadata say would be lost.
+fn claim_template(errors: &mut Errors, path: &Path, template: &PersistentVolumeClaimTemplate) {
+    let (meta, at) = (template.metadata.clone().unwrap_or_default(), path.child("metadata"));
+    labels(errors, &at.child("labels"), meta.labels.as_ref());
+    annotations(errors, &at.child("annotations"), meta.annotations.as_ref());
+    let others = ObjectMeta { labels: None, annotations: None, ..meta };
+    for (name, _) in serde_json::to_value(others).iter().flat_map(Value::as_object).flatten() {
+        errors.push(FieldError::forbidden(at.child(name), "cannot be set"));
+    }
+    persistent_volume_claim::spec(errors, &path.child("spec"), &template.spec);
 }
 
 fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
@@ -112,12 +126,6 @@ fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
         let path = path.child("iscsi");
         required(errors, &path.child("targetPortal"), &iscsi.target_portal);
         required(errors, &path.child("iqn"), &iscsi.iqn);
-    }
-    if let Some(flex) = &volume.flex_volume {
-        required(errors, &path.child("flexVolume").child("driver"), &flex.driver);
-    }
-    if let Some(repository) = &volume.git_repo {
-        required(errors, &path.child("gitRepo").child("repository"), &repository.repository);
     }
 }
 
