@@ -18,7 +18,7 @@ use crate::rt::clock::SharedClock;
 
 /// Bindings that are on their way at one time.
 const PARALLEL: usize = 256;
-pub(super) const CALL: Duration = Duration::from_secs(60);
+const CALL: Duration = Duration::from_secs(60);
 
 /// A binding that did not happen.
 pub struct Failed {

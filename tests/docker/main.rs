@@ -18,6 +18,7 @@ mod images;
 mod join;
 mod podlife;
 mod pods;
+mod preemption;
 mod quickstart;
 mod random_pods;
 mod services;

@@ -15,7 +15,7 @@ mod budget;
 mod victims;
 
 pub use budget::Budgets;
-use victims::{Victims, best, select};
+use victims::{NO_VICTIMS, Victims, best, select};
 
 /// Candidates after which the search ends, as a part of the nodes that come into question and at least (upstream's
 /// `minCandidateNodesPercentage` and `minCandidateNodesAbsolute`).
@@ -104,9 +104,13 @@ impl Preemptions {
         let (before, after) = slots.split_at(first);
         let kept = kept.filter(|kept| slots.contains(kept));
         let others = after.iter().chain(before).copied().filter(|slot| Some(*slot) != kept);
-        let (mut found, mut is_harmless, mut looked_at) = (Vec::new(), false, 0);
+        let (mut found, mut is_harmless, mut looked_at, mut nobody) = (Vec::new(), false, 0, 0);
         for slot in kept.into_iter().chain(others) {
             looked_at += 1;
+            if snapshot.node(slot).lowest_priority().is_none_or(|lowest| lowest >= cycle.pod.priority) {
+                nobody += 1;
+                continue;
+            }
             match select(cycle, snapshot, slot, &self.budgets) {
                 Ok(victims) => {
                     is_harmless |= victims.violations == 0;
@@ -119,6 +123,9 @@ impl Preemptions {
             }
         }
         self.start = first + looked_at;
+        if nobody > 0 {
+            *heads.entry(NO_VICTIMS.to_owned()).or_default() += nobody;
+        }
         found
     }
 

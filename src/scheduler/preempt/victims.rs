@@ -32,9 +32,6 @@ pub const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
 pub fn select<'a>(cycle: &mut Cycle<'a>, snapshot: &'a Snapshot, slot: usize, budgets: &Budgets) -> Result<Victims, Vec<String>> {
     let node = snapshot.node(slot);
     let priority = cycle.pod.priority;
-    if node.lowest_priority().is_none_or(|lowest| lowest >= priority) {
-        return Err(vec![NO_VICTIMS.to_owned()]);
-    }
     let mut lower: Vec<&Arc<PodInfo>> = node.pods.values().filter(|pod| pod.priority < priority).collect();
     lower.sort_by(|one, other| importance(one).cmp(&importance(other)));
     let mut sketch = node.sketch();
