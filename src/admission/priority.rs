@@ -35,6 +35,11 @@ impl Plugin for Priority {
         }
         let policy =
             class.as_ref().and_then(|class| class.str_at(&["preemptionPolicy"])).unwrap_or("PreemptLowerPriority").to_owned();
+        if let Some(given) = pod.str_at(&["spec", "preemptionPolicy"]).filter(|given| *given != policy) {
+            return Err(context.forbidden(format_args!(
+                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+            )));
+        }
         pod.set(&["spec", "preemptionPolicy"], policy);
         Ok(())
     }

@@ -34,6 +34,7 @@ impl Registry {
             }
             let mut pod = old.clone();
             pod.set(&["spec", "nodeName"], node);
+            pod.remove(&["status", "nominatedNodeName"]);
             for (key, value) in binding.annotations() {
                 pod.set(&["metadata", "annotations", key], value);
             }

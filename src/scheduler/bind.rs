@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::de::IgnoredAny;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::pod_info::PodInfo;
@@ -28,6 +28,38 @@ pub struct Failed {
     pub is_settled: bool,
 }
 
+/// What node is kept for a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nomination<'a> {
+    Kept(&'a str),
+    None,
+}
+
+/// What the scheduler is told of its writes.
+pub enum Report {
+    NotBound(Failed),
+    /// Not everything that makes room for this pod was written.
+    NotPreempted {
+        uid: String,
+    },
+}
+
+/// Why a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("no answer in time")]
+    TimedOut,
+}
+
+impl WriteError {
+    /// Whether the object is gone, or another one took its name.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_not_found() || error.is_conflict())
+    }
+}
+
 /// Writes bindings and verdicts.
 #[derive(Clone)]
 pub struct Binder {
@@ -36,22 +68,22 @@ pub struct Binder {
     recorder: Recorder,
     clock: SharedClock,
     slots: Arc<Semaphore>,
-    failed: mpsc::UnboundedSender<Failed>,
+    reports: mpsc::UnboundedSender<Report>,
     storage: Arc<Storage>,
 }
 
 impl Binder {
-    /// A binder, and where it tells of bindings that failed. At most one message a pod that is being bound waits there.
+    /// A binder, and where it tells of writes that failed. At most one message a pod waits there.
     pub fn new(
         tasks: &TaskGroup,
         client: Client,
         clock: SharedClock,
         storage: Arc<Storage>,
-    ) -> (Self, mpsc::UnboundedReceiver<Failed>) {
+    ) -> (Self, mpsc::UnboundedReceiver<Report>) {
         let recorder = Recorder::new(tasks, &client, "default-scheduler", "", &clock);
-        let (failed, results) = mpsc::unbounded_channel();
+        let (reports, results) = mpsc::unbounded_channel();
         let slots = Arc::new(Semaphore::new(PARALLEL));
-        (Self { tasks: tasks.clone(), client, recorder, clock, slots, failed, storage }, results)
+        (Self { tasks: tasks.clone(), client, recorder, clock, slots, reports, storage }, results)
     }
 
     /// Waits until one more binding may start. Cancel safe.
@@ -78,11 +110,46 @@ impl Binder {
                 tracing::warn!(pod = pod.name(), namespace = pod.namespace(), node, error = message, "binding failed");
                 binder.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
             }
-            // The receiver is gone only when the scheduler ends.
-            if binder.failed.send(Failed { pod, attempts, is_settled: message.is_none() }).is_err() {
-                tracing::debug!("the scheduler has ended");
-            }
+            binder.tell(Report::NotBound(Failed { pod, attempts, is_settled: message.is_none() }));
         });
+    }
+
+    /// Tells the scheduler.
+    pub fn tell(&self, report: Report) {
+        // The receiver is gone only when the scheduler ends.
+        if self.reports.send(report).is_err() {
+            tracing::debug!("the scheduler has ended");
+        }
+    }
+
+    /// Runs a task in the scheduler's group.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Makes one call, of which so many go out at one time.
+    pub async fn call<T>(&self, call: impl Future<Output = Result<T, ClientError>>) -> Result<T, WriteError> {
+        let Ok(_slot) = self.slots.acquire().await else { return Err(WriteError::TimedOut) };
+        Ok(tokio::time::timeout(CALL, call).await.map_err(|_| WriteError::TimedOut)??)
+    }
+
+    /// Patches the status of a pod of this uid.
+    pub async fn patch_status(&self, pod: &PodInfo, status: &Value) -> Result<(), WriteError> {
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+        let patched = self.client.patch::<Pod>(pod.namespace(), pod.name(), Some("status"), PatchKind::Strategic, &patch);
+        self.call(patched).await.map(drop)
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    pub fn now(&self) -> Time {
+        Time(self.clock.now())
     }
 
     async fn bind_volumes(&self, volumes: &VolumePlan, node: &str) -> Result<(), String> {
@@ -127,29 +194,46 @@ impl Binder {
         self.client.post::<_, IgnoredAny>(&path, &binding).await.map(drop)
     }
 
-    /// Says in an Event and in the pod's status why it waits.
-    pub fn report_unschedulable(&self, pod: &Arc<PodInfo>, message: String) {
+    /// Says in an Event and in the pod's status why it waits, and there what node is kept for it, if that changed.
+    pub fn report_unschedulable(&self, pod: &Arc<PodInfo>, message: String, nomination: Option<Nomination<'_>>) {
+        let Some(status) = self.unschedulable(pod, message, nomination) else { return };
+        let (binder, pod) = (self.clone(), Arc::clone(pod));
+        self.spawn(async move {
+            match binder.patch_status(&pod, &status).await {
+                Ok(()) => {}
+                Err(WriteError::Client(error)) => {
+                    tracing::debug!(pod = pod.name(), %error, "the condition PodScheduled was not written");
+                }
+                Err(WriteError::TimedOut) => tracing::warn!(pod = pod.name(), "writing the condition PodScheduled took too long"),
+            }
+        });
+    }
+
+    /// Says in an Event why a pod waits; returns what is to be patched into its status, if that does not say so yet.
+    pub fn unschedulable(&self, pod: &PodInfo, message: String, nomination: Option<Nomination<'_>>) -> Option<Value> {
         self.recorder.event(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
         let conditions = pod.pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
         let before = conditions.into_iter().find(|condition| condition.type_ == "PodScheduled");
         let is_told = before.is_some_and(|before| before.status == "False" && before.message.as_ref() == Some(&message));
-        if is_told {
-            return;
+        let nomination = nomination.map(|nomination| match nomination {
+            Nomination::Kept(node) => Some(node),
+            Nomination::None => None,
+        });
+        let nomination = nomination.filter(|node| *node != pod.nominated_node());
+        if is_told && nomination.is_none() {
+            return None;
         }
-        let kept = before.filter(|before| before.status == "False").and_then(|before| before.last_transition_time.clone());
-        let condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
-            "lastProbeTime": null, "lastTransitionTime": kept.unwrap_or(Time(self.clock.now())),
-        });
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
-        let (binder, pod) = (self.clone(), Arc::clone(pod));
-        self.tasks.spawn(async move {
-            let call = binder.client.patch::<Pod>(pod.namespace(), pod.name(), Some("status"), PatchKind::Strategic, &patch);
-            match tokio::time::timeout(CALL, call).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::debug!(pod = pod.name(), %error, "the condition PodScheduled was not written"),
-                Err(_) => tracing::warn!(pod = pod.name(), "writing the condition PodScheduled took too long"),
-            }
-        });
+        let mut status = json!({});
+        if let Some(node) = nomination {
+            status["nominatedNodeName"] = json!(node);
+        }
+        if !is_told {
+            let kept = before.filter(|before| before.status == "False").and_then(|before| before.last_transition_time.clone());
+            status["conditions"] = json!([{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+                "lastProbeTime": null, "lastTransitionTime": kept.unwrap_or_else(|| self.now()),
+            }]);
+        }
+        Some(status)
     }
 }

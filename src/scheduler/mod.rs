@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use tokio::sync::mpsc;
 
@@ -16,17 +17,21 @@ use crate::rt::TaskGroup;
 use crate::rt::clock::{self, SharedClock};
 
 mod bind;
+mod evict;
 pub mod filter;
+pub mod nomination;
 pub mod pod_info;
+pub mod preempt;
 pub mod queue;
 pub mod score;
 pub mod snapshot;
 pub mod verdict;
 pub mod volumes;
 
-use bind::{Binder, Failed};
+use bind::{Binder, Failed, Nomination, Report};
 use filter::{Cycle, FILTERS, HelpedBy};
-use pod_info::PodInfo;
+use pod_info::{PodInfo, nominated_node};
+use preempt::{Budgets, Outcome, Preemptions};
 use queue::{FilterSet, Queue};
 use snapshot::Snapshot;
 use verdict::{BY_VOLUMES, Verdict, set_of};
@@ -48,18 +53,25 @@ pub struct SchedulerConfig {
 /// Starts the scheduler in `tasks`; it ends with its token. To be called on the leader only.
 pub fn run(tasks: &TaskGroup, client: Client, config: SchedulerConfig) {
     let storage = Storage::new(&config.informers);
-    let (binder, failed) = Binder::new(tasks, client.named("orch/scheduler"), config.clock, Arc::clone(&storage));
+    let (binder, reports) = Binder::new(tasks, client.named("orch/scheduler"), config.clock, Arc::clone(&storage));
     let pods = config.informers.of::<Pod>().subscribe();
     let nodes = config.informers.of::<Node>().subscribe();
     let namespaces = config.informers.of::<Namespace>().subscribe();
     let changes = VolumeChanges::new(&storage);
-    let scheduler =
-        Scheduler { snapshot: Snapshot::with_storage(Arc::clone(&storage) as _), queue: Queue::default(), binder, start: 0 };
+    let budgets = config.informers.of::<PodDisruptionBudget>();
+    let scheduler = Scheduler {
+        snapshot: Snapshot::with_storage(Arc::clone(&storage) as _),
+        queue: Queue::default(),
+        binder,
+        start: 0,
+        preemptions: Preemptions::new(Budgets::new(Arc::clone(&budgets))),
+    };
     let token = tasks.token();
     tasks.critical("scheduler", async move {
         let run = async {
             storage.synced().await;
-            scheduler.run(pods, nodes, namespaces, changes, failed).await;
+            budgets.synced().await;
+            scheduler.run(pods, nodes, namespaces, changes, reports).await;
         };
         token.run_until_cancelled(run).await;
     });
@@ -127,6 +139,7 @@ struct Scheduler {
     binder: Binder,
     /// Where the search for a node starts.
     start: usize,
+    preemptions: Preemptions,
 }
 
 impl Scheduler {
@@ -136,13 +149,13 @@ impl Scheduler {
         mut nodes: Subscription<Node>,
         mut namespaces: Subscription<Namespace>,
         mut volumes: VolumeChanges,
-        mut failed: mpsc::UnboundedReceiver<Failed>,
+        mut reports: mpsc::UnboundedReceiver<Report>,
     ) {
         if !self.fill(&mut pods, &mut nodes, &mut namespaces).await {
             return;
         }
         loop {
-            self.drain(&mut pods, &mut nodes, &mut failed);
+            self.drain(&mut pods, &mut nodes, &mut reports);
             while let Some(change) = namespaces.try_next() {
                 self.namespace_changed(change);
             }
@@ -177,7 +190,7 @@ impl Scheduler {
                     true => self.queue.wake(set_of(BY_VOLUMES), clock::instant()),
                     false => return,
                 },
-                Some(failed) = failed.recv() => self.binding_failed(failed),
+                Some(report) = reports.recv() => self.told(report),
                 () = tokio::time::sleep_until(due.unwrap_or_else(clock::instant)), if due.is_some() => {}
             }
         }
@@ -217,7 +230,7 @@ impl Scheduler {
         &mut self,
         pods: &mut Subscription<Pod>,
         nodes: &mut Subscription<Node>,
-        failed: &mut mpsc::UnboundedReceiver<Failed>,
+        reports: &mut mpsc::UnboundedReceiver<Report>,
     ) {
         while let Some(change) = nodes.try_next() {
             self.node_changed(change);
@@ -225,8 +238,8 @@ impl Scheduler {
         while let Some(change) = pods.try_next() {
             self.pod_changed(change);
         }
-        while let Ok(failed) = failed.try_recv() {
-            self.binding_failed(failed);
+        while let Ok(report) = reports.try_recv() {
+            self.told(report);
         }
     }
 
@@ -235,20 +248,71 @@ impl Scheduler {
         let now = clock::instant();
         let Some((pod, attempts)) = self.queue.pop(now) else { return false };
         let attempts = attempts.saturating_add(1);
-        let cycle = Cycle::new(&pod, &self.snapshot);
-        match verdict::choose(&cycle, &self.snapshot, &mut self.start) {
+        let mut cycle = Cycle::new(&pod, &self.snapshot);
+        match verdict::choose(&mut cycle, &self.snapshot, &mut self.start) {
             Verdict::Place(slot) => {
                 let node = self.snapshot.node(slot).name.clone();
                 let volumes = cycle.claims.plan(self.snapshot.node(slot)).unwrap_or_else(|_| VolumePlan::default());
+                drop(cycle);
+                self.snapshot.nominations.remove(pod.uid());
+                self.preemptions.forget(pod.uid());
                 self.snapshot.place(Arc::clone(&pod), &node);
                 self.binder.bind(pod, node, attempts, volumes);
             }
             Verdict::Unschedulable { message, filters } => {
-                self.binder.report_unschedulable(&pod, message);
+                let outcome = self.preemptions.find(&mut cycle, &self.snapshot);
+                drop(cycle);
+                self.refused(&pod, message, outcome);
                 self.queue.unschedulable(pod, attempts, filters, now);
             }
         }
         true
+    }
+
+    /// A pod fits nowhere: others make room for it, or it is told why it waits.
+    fn refused(&mut self, pod: &Arc<PodInfo>, message: String, outcome: Outcome) {
+        let tail = |why: &str| if self.snapshot.live().is_empty() { String::new() } else { format!(" preemption: {why}") };
+        match outcome {
+            Outcome::Remove { slot, victims } => {
+                let node = self.snapshot.node(slot).name.clone();
+                let lower = self.snapshot.nominations.on(&node).iter().filter(|other| other.priority < pod.priority);
+                for other in lower.cloned().collect::<Vec<_>>() {
+                    self.end_nomination(&other);
+                }
+                self.snapshot.nominations.set(Arc::clone(pod), &node);
+                let status = self.binder.unschedulable(pod, message, Some(Nomination::Kept(&node)));
+                self.binder.preempt(Arc::clone(pod), node, victims, status);
+            }
+            Outcome::Wait(why) => {
+                let node = self.snapshot.nominations.node_of(pod.uid()).or(pod.nominated_node());
+                let is_void = node.is_some_and(|node| self.snapshot.find(node).is_none());
+                let message = message + &tail(why);
+                self.binder.report_unschedulable(pod, message, is_void.then_some(Nomination::None));
+                if is_void {
+                    self.forget_nomination(pod.uid());
+                }
+            }
+            Outcome::Useless(why) => {
+                let message = message + &tail(&why);
+                self.binder.report_unschedulable(pod, message, Some(Nomination::None));
+                self.forget_nomination(pod.uid());
+            }
+        }
+    }
+
+    /// The node that is kept for a pod is so no more, also in the API, and the pod is tried again.
+    fn end_nomination(&mut self, pod: &Arc<PodInfo>) {
+        self.forget_nomination(pod.uid());
+        self.binder.clear_nomination(pod);
+        self.queue.wake_one(pod.uid(), clock::instant());
+    }
+
+    /// The node that was kept for a pod is free for others.
+    fn forget_nomination(&mut self, uid: &str) {
+        self.preemptions.forget(uid);
+        if self.snapshot.nominations.remove(uid) {
+            self.queue.wake(by_pods(HelpedBy::GonePods), clock::instant());
+        }
     }
 
     fn node_changed(&mut self, change: Change<Node>) {
@@ -260,7 +324,13 @@ impl Scheduler {
                     self.queue.wake(BY_NODE, clock::instant());
                 }
             }
-            Change::Deleted(node) => self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or("")),
+            Change::Deleted(node) => {
+                let name = node.metadata.name.as_deref().unwrap_or("");
+                self.snapshot.remove_node(name);
+                for pod in self.snapshot.nominations.on(name).to_vec() {
+                    self.end_nomination(&pod);
+                }
+            }
             Change::Synced => {}
         }
     }
@@ -283,8 +353,16 @@ impl Scheduler {
         match change {
             Change::Applied { old, new } => {
                 // Another pod of the same name took the place of the old one.
-                if let Some(old) = old.filter(|old| old.metadata.uid != new.metadata.uid) {
+                let (same, other) = match old {
+                    Some(old) if old.metadata.uid == new.metadata.uid => (Some(old), None),
+                    other => (None, other),
+                };
+                if let Some(old) = other {
                     self.pod_gone(old.metadata.uid.as_deref().unwrap_or(""));
+                }
+                let before = same.as_ref().map(|old| nominated_node(old));
+                if before != Some(nominated_node(&new)) && is_waiting(&new) {
+                    self.nominated(&new);
                 }
                 self.pod_applied(new);
             }
@@ -293,8 +371,22 @@ impl Scheduler {
         }
     }
 
+    /// The API says another node, or none, is kept for a pod than it said before.
+    fn nominated(&mut self, pod: &Arc<Pod>) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or("");
+        match nominated_node(pod) {
+            Some(node) if self.snapshot.nominations.node_of(uid) == Some(node) => {}
+            Some(node) if self.snapshot.pod(uid).is_none() => {
+                self.snapshot.nominations.set(Arc::new(PodInfo::new(Arc::clone(pod))), node);
+            }
+            Some(_) => {}
+            None => self.forget_nomination(uid),
+        }
+    }
+
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.forget_nomination(uid);
         if self.snapshot.remove_pod(uid) {
             self.queue.wake(by_pods(HelpedBy::GonePods), clock::instant());
         }
@@ -307,24 +399,54 @@ impl Scheduler {
         }
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty());
         if let Some(node) = node {
-            self.queue.remove(uid);
-            match self.snapshot.pod(uid) {
-                Some(known) if known.node_name() == Some(&node) && is_same_to_scheduling(&known.pod, &pod) => return,
-                Some(known) if known.node_name().is_some() => self.queue.wake(by_pods(HelpedBy::GonePods), clock::instant()),
-                _ => self.queue.wake(by_pods(HelpedBy::NewPods), clock::instant()),
-            }
-            self.snapshot.place(Arc::new(PodInfo::new(pod)), &node);
-            return;
+            return self.pod_bound(pod, &node);
         }
         if self.snapshot.pod(uid).is_some() {
             // Placed, and its binding is on the way.
             return;
         }
         if !is_ours(&pod) {
-            return self.queue.remove(uid);
+            self.queue.remove(uid);
+            return self.forget_nomination(uid);
         }
-        if self.queue.get(uid).is_none_or(|known| !is_same_to_scheduling(&known.pod, &pod)) {
-            self.queue.add(Arc::new(PodInfo::new(pod)), clock::instant());
+        let is_known = self.queue.get(uid).is_some_and(|known| is_same_to_scheduling(&known.pod, &pod));
+        let pod = Arc::new(PodInfo::new(pod));
+        match is_known {
+            true => self.queue.refresh(pod),
+            false => self.queue.add(pod, clock::instant()),
+        }
+    }
+
+    fn pod_bound(&mut self, pod: Arc<Pod>, node: &str) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or("");
+        self.queue.remove(uid);
+        self.forget_nomination(uid);
+        let pod = Arc::new(PodInfo::new(pod));
+        let helped = match self.snapshot.pod(pod.uid()) {
+            Some(known) if known.node_name() == Some(node) && is_same_to_scheduling(&known.pod, &pod.pod) => {
+                if known.started == pod.started && known.is_preempted == pod.is_preempted {
+                    return;
+                }
+                0
+            }
+            // It is on its way out, but has not left yet.
+            Some(known) if known.node_name() == Some(node) && pod.is_terminating() && known.pod.spec == pod.pod.spec => {
+                set_of(&["PodTopologySpread"])
+            }
+            Some(known) if known.node_name().is_some() => by_pods(HelpedBy::GonePods),
+            _ => by_pods(HelpedBy::NewPods),
+        };
+        self.queue.wake(helped, clock::instant());
+        self.snapshot.place(pod, node);
+    }
+
+    fn told(&mut self, report: Report) {
+        match report {
+            Report::NotBound(failed) => self.binding_failed(failed),
+            Report::NotPreempted { uid } => {
+                self.preemptions.forget(&uid);
+                self.queue.wake_one(&uid, clock::instant());
+            }
         }
     }
 
@@ -336,11 +458,19 @@ impl Scheduler {
             self.snapshot.remove_pod(pod.uid());
             let now = clock::instant();
             if !is_settled {
+                if let Some(node) = pod.nominated_node().map(str::to_owned) {
+                    self.snapshot.nominations.set(Arc::clone(&pod), &node);
+                }
                 self.queue.back_off(pod, attempts, now);
             }
             self.queue.wake(by_pods(HelpedBy::GonePods), now);
         }
     }
+}
+
+/// Whether the pod waits for this scheduler.
+fn is_waiting(pod: &Pod) -> bool {
+    is_ours(pod) && !has_ended(pod) && pod.spec.as_ref().is_none_or(|spec| spec.node_name.as_deref().unwrap_or("").is_empty())
 }
 
 /// Whether this scheduler is to place the pod now.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -82,6 +83,10 @@ pub struct PodInfo {
     /// The uid of the controller, by which pods without constraints of their own are spread.
     pub owner: Option<Arc<str>>,
     pub priority: i32,
+    /// When the node began with it.
+    pub started: Option<Timestamp>,
+    /// The scheduler has said that it has to make room.
+    pub is_preempted: bool,
 }
 
 impl PodInfo {
@@ -120,8 +125,25 @@ impl PodInfo {
             spread: constraints(spec),
             owner: owner.map(|owner| owner.uid.as_str().into()),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
+            started: pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0),
+            is_preempted: is_preempted(&pod),
             pod,
         }
+    }
+
+    /// Whether the pod is being deleted.
+    pub fn is_terminating(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The node that the API says is kept for the pod.
+    pub fn nominated_node(&self) -> Option<&str> {
+        nominated_node(&self.pod)
+    }
+
+    /// Whether the pod may take the room of others.
+    pub fn may_preempt(&self) -> bool {
+        self.spec().and_then(|spec| spec.preemption_policy.as_deref()) != Some("Never")
     }
 
     pub fn uid(&self) -> &str {
@@ -152,6 +174,21 @@ impl PodInfo {
     pub fn tolerations(&self) -> &[Toleration] {
         self.spec().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
     }
+}
+
+/// `status.nominatedNodeName`, if it says anything.
+pub fn nominated_node(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.nominated_node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+/// The reason of the condition `DisruptionTarget` of a pod that makes room.
+pub const PREEMPTED: &str = "PreemptionByScheduler";
+
+fn is_preempted(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    conditions.any(|condition| {
+        condition.type_ == "DisruptionTarget" && condition.status == "True" && condition.reason.as_deref() == Some(PREEMPTED)
+    })
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

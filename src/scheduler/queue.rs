@@ -102,11 +102,24 @@ impl Queue {
             _ => None,
         });
         for uid in concerned.collect::<Vec<_>>() {
-            let Some(waiting) = self.pods.get(&uid) else { continue };
-            let (pod, attempts, last_try) = (Arc::clone(&waiting.pod), waiting.attempts, waiting.last_try);
-            let at = last_try + delay(attempts);
-            self.remove(&uid);
-            self.put(pod, attempts, last_try, if at <= now { Place::Active } else { Place::Backoff(at) });
+            self.wake_one(&uid, now);
+        }
+    }
+
+    /// Something concerns this pod alone: it is tried again, but not before its backoff.
+    pub fn wake_one(&mut self, uid: &str, now: Instant) {
+        let Some(waiting) = self.pods.get(uid).filter(|waiting| matches!(waiting.place, Place::Unschedulable(..))) else {
+            return;
+        };
+        let (pod, attempts, last_try) = (Arc::clone(&waiting.pod), waiting.attempts, waiting.last_try);
+        let at = last_try + delay(attempts);
+        self.put(pod, attempts, last_try, if at <= now { Place::Active } else { Place::Backoff(at) });
+    }
+
+    /// Takes note of a change that is no reason to try the pod again.
+    pub fn refresh(&mut self, pod: Arc<PodInfo>) {
+        if let Some(waiting) = self.pods.get_mut(pod.uid()) {
+            waiting.pod = pod;
         }
     }
 

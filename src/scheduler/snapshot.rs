@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use super::nomination::Nominations;
 use super::pod_info::PodInfo;
 use super::resources::Resources;
 use super::volumes::Lookup;
@@ -28,6 +29,8 @@ pub struct NodeInfo {
     /// Images on the node, by every name, with their sizes.
     pub images: HashMap<String, i64>,
     pub pods: HashMap<String, Arc<PodInfo>>,
+    /// How many of `pods` have each priority.
+    priorities: BTreeMap<i32, usize>,
     /// Pods of `pods` that want ports of the host.
     with_ports: Vec<Arc<PodInfo>>,
 }
@@ -62,20 +65,58 @@ impl NodeInfo {
         !pod.host_ports.is_empty() && taken.into_iter().any(|port| pod.host_ports.iter().any(|wanted| wanted.collides(port)))
     }
 
-    fn add(&mut self, pod: Arc<PodInfo>) {
+    /// The priority of the least important pod on the node.
+    pub fn lowest_priority(&self) -> Option<i32> {
+        self.priorities.first_key_value().map(|(priority, _)| *priority)
+    }
+
+    /// What filters look at, without pods and images: cheap to make and to try things on with [`load`](Self::load).
+    pub fn sketch(&self) -> Self {
+        Self {
+            node: self.node.clone(),
+            name: self.name.clone(),
+            allocatable: self.allocatable.clone(),
+            requested: self.requested.clone(),
+            is_unschedulable: self.is_unschedulable,
+            taints: self.taints.clone(),
+            with_ports: self.with_ports.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Counts what a pod takes.
+    pub fn load(&mut self, pod: &Arc<PodInfo>) {
         self.requested.add(&pod.requests);
         self.scored.add(&pod.scored);
         if !pod.host_ports.is_empty() {
-            self.with_ports.push(Arc::clone(&pod));
+            self.with_ports.push(Arc::clone(pod));
         }
+    }
+
+    /// Counts what a pod takes no more.
+    pub fn unload(&mut self, pod: &PodInfo) {
+        self.requested.subtract(&pod.requests);
+        self.scored.subtract(&pod.scored);
+        if !pod.host_ports.is_empty() {
+            self.with_ports.retain(|other| other.uid() != pod.uid());
+        }
+    }
+
+    fn add(&mut self, pod: Arc<PodInfo>) {
+        self.load(&pod);
+        *self.priorities.entry(pod.priority).or_default() += 1;
         self.pods.insert(pod.uid().to_owned(), pod);
     }
 
     fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let pod = self.pods.remove(uid)?;
-        self.requested.subtract(&pod.requests);
-        self.scored.subtract(&pod.scored);
-        self.with_ports.retain(|other| other.uid() != uid);
+        self.unload(&pod);
+        if let Some(count) = self.priorities.get_mut(&pod.priority) {
+            *count -= 1;
+            if *count == 0 {
+                self.priorities.remove(&pod.priority);
+            }
+        }
         Some(pod)
     }
 }
@@ -127,6 +168,8 @@ pub struct Snapshot {
     /// Pods that are drawn to others or would like to stay away from them, which counts in scores.
     drawn: HashMap<String, usize>,
     pub namespaces: Namespaces,
+    /// Pods for which room is being made.
+    pub nominations: Nominations,
     /// Nodes that hold each image.
     image_nodes: HashMap<String, i64>,
     storage: StorageSlot,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::filter::{Cycle, FILTERS};
+use super::nomination::{reasons, refuses};
 use super::queue::FilterSet;
 use super::score;
 use super::snapshot::Snapshot;
@@ -31,11 +32,18 @@ pub fn set_of(names: &[&str]) -> FilterSet {
 }
 
 /// Chooses a node. `start` is where the search begins among the nodes, and moves on, so that all nodes get their turn.
-pub fn choose(cycle: &Cycle<'_>, snapshot: &Snapshot, start: &mut usize) -> Verdict {
+///
+/// The node that is kept for the pod is taken if it does, without a look at the others.
+pub fn choose<'a>(cycle: &mut Cycle<'a>, snapshot: &'a Snapshot, start: &mut usize) -> Verdict {
     let live = snapshot.live();
     if let Some(why) = cycle.claims.blocked.as_ref().filter(|_| !live.is_empty()) {
         let message = format!("0/{} nodes are available: {why}.", live.len());
         return Verdict::Unschedulable { message, filters: set_of(BY_VOLUMES) };
+    }
+    if let Some(kept) = snapshot.nominations.node_of(cycle.pod.uid()).and_then(|node| snapshot.find(node))
+        && refuses(cycle, snapshot, kept).is_none()
+    {
+        return Verdict::Place(kept);
     }
     let mut fitting = Vec::with_capacity(ENOUGH.min(live.len()));
     let mut filters: FilterSet = 0;
@@ -44,7 +52,7 @@ pub fn choose(cycle: &Cycle<'_>, snapshot: &Snapshot, start: &mut usize) -> Verd
     let mut looked_at = 0;
     for slot in after.iter().chain(before) {
         looked_at += 1;
-        match cycle.fails(snapshot.node(*slot)) {
+        match refuses(cycle, snapshot, *slot) {
             Some(filter) => filters |= 1 << filter,
             None => fitting.push(*slot),
         }
@@ -72,16 +80,18 @@ fn best(cycle: &Cycle<'_>, snapshot: &Snapshot, slots: &[usize]) -> usize {
 }
 
 /// `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable.`, and then node by node what is missing.
-fn explain(cycle: &Cycle<'_>, snapshot: &Snapshot) -> String {
+fn explain<'a>(cycle: &mut Cycle<'a>, snapshot: &'a Snapshot) -> String {
     let live = snapshot.live().len();
     if live == 0 {
         return "no nodes available to schedule pods".to_owned();
     }
     let mut heads: BTreeMap<String, usize> = BTreeMap::new();
     let mut details = Vec::new();
-    for node in snapshot.nodes() {
-        let Some(filter) = cycle.fails(node) else { continue };
-        let reasons = (FILTERS[filter].explain)(cycle, node);
+    for slot in snapshot.live() {
+        let (node, reasons) = (snapshot.node(*slot), reasons(cycle, snapshot, *slot));
+        if reasons.is_empty() {
+            continue;
+        }
         if details.len() < TOLD {
             let lacks: Vec<&str> = reasons.iter().map(|reason| reason.detail.as_str()).collect();
             details.push(format!("{} {}", node.name, lacks.join(" and ")));
@@ -108,7 +118,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let big = pod("big", "2", &json!({}));
         assert!(matches!(
-            choose(&Cycle::new(&big, &snapshot), &snapshot, &mut 0),
+            choose(&mut Cycle::new(&big, &snapshot), &snapshot, &mut 0),
             Verdict::Unschedulable { message, filters: FilterSet::MAX } if message == "no nodes available to schedule pods"
         ));
         snapshot.set_node(node("h1", "1800m", &json!({})));
@@ -116,7 +126,7 @@ mod tests {
         tainted.spec =
             serde_json::from_value(json!({"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]})).unwrap();
         snapshot.set_node(tainted.into());
-        let Verdict::Unschedulable { message, filters } = choose(&Cycle::new(&big, &snapshot), &snapshot, &mut 0) else {
+        let Verdict::Unschedulable { message, filters } = choose(&mut Cycle::new(&big, &snapshot), &snapshot, &mut 0) else {
             panic!("nothing fits")
         };
         assert_eq!(
@@ -136,7 +146,7 @@ mod tests {
         let mut start = 0;
         for number in 0..6 {
             let pod = pod(&number.to_string(), "100m", &json!({}));
-            let Verdict::Place(slot) = choose(&Cycle::new(&pod, &snapshot), &snapshot, &mut start) else { panic!("fits") };
+            let Verdict::Place(slot) = choose(&mut Cycle::new(&pod, &snapshot), &snapshot, &mut start) else { panic!("fits") };
             let name = snapshot.node(slot).name.clone();
             snapshot.place(pod, &name);
         }

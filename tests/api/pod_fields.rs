@@ -24,7 +24,7 @@ use orch::kinds::Kinds;
 use serde_json::{Value, json};
 
 /// Fields that nothing acts on yet, with why.
-const OPEN: &[(&str, &str)] = &[("preemptionPolicy", "the scheduler orders pods by priority and evicts none for another")];
+const OPEN: &[(&str, &str)] = &[];
 
 const HOW: &[&str] = &["done", "scheduler", "api", "refused", "node", "upstream", "open"];
 

@@ -19,6 +19,7 @@ mod images;
 mod join;
 mod podlife;
 mod pods;
+mod preemption;
 mod quickstart;
 mod random_outcome;
 mod random_pods;

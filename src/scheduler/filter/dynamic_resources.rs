@@ -8,6 +8,7 @@ pub(super) const FILTER: Filter = Filter {
     passes: |cycle, _| !claims_devices(cycle.pod),
     explain: |_, _| Reason::new("cannot allocate all claims", "has no driver for the pod's resource claims"),
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };
 
 fn claims_devices(pod: &PodInfo) -> bool {

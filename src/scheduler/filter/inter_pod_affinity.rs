@@ -1,25 +1,29 @@
 //! InterPodAffinity: required affinity and anti-affinity between pods; and where they would like to be, for the score of that name.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{Cycle, Filter, HelpedBy, NodeInfo, Reason};
 use crate::scheduler::pod_info::{AffinityTerm, PodInfo};
-use crate::scheduler::snapshot::Snapshot;
+use crate::scheduler::snapshot::{Namespaces, Snapshot};
 
-pub(super) const FILTER: Filter = Filter { name: "InterPodAffinity", passes, explain, helped_by: HelpedBy::NewPods };
+pub(super) const FILTER: Filter =
+    Filter { name: "InterPodAffinity", passes, explain, helped_by: HelpedBy::NewPods, yields_to_removal };
+
+/// How many pods there are for each topology key and value.
+type Counts<'a> = HashMap<(&'a str, &'a str), i64>;
 
 /// Topology keys with their values, worked out once a pod.
 pub(in crate::scheduler) struct Pairs<'a> {
     /// Where pods with anti-affinity to this one run.
-    guarded: HashSet<(&'a str, &'a str)>,
+    guarded: Counts<'a>,
     /// Where pods run to which this one has anti-affinity.
-    avoided: HashSet<(&'a str, &'a str)>,
-    /// Where pods run that match a term of this pod's affinity, term by term.
-    wanted: Vec<HashSet<&'a str>>,
-    /// The pod is the first of a group that wants to be together: any node with the keys does.
-    is_first: bool,
+    avoided: Counts<'a>,
+    /// Where pods run that match this pod's affinity.
+    wanted: Counts<'a>,
+    /// The pod may be the first of a group that wants to be together: any node with the keys does.
+    may_be_first: bool,
     /// How much this pod and others would like it to be there; below zero, not to be.
-    liked: HashMap<(&'a str, &'a str), i64>,
+    liked: Counts<'a>,
 }
 
 /// What the required affinity of a placed pod counts in the scores of one that it is drawn to (upstream
@@ -28,21 +32,40 @@ const REQUIRED_WEIGHT: i64 = 1;
 
 impl<'a> Pairs<'a> {
     pub(super) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
-        let mut guarded = HashSet::new();
+        let may_be_first = pod.affinity.iter().all(|term| term.matches(pod, &snapshot.namespaces));
+        let (guarded, avoided, wanted) = (Counts::new(), Counts::new(), Counts::new());
+        let mut pairs = Self { guarded, avoided, wanted, may_be_first, liked: liked(pod, snapshot) };
         for (other, node) in snapshot.guarded() {
-            for term in other.anti_affinity.iter().filter(|term| term.matches(pod, &snapshot.namespaces)) {
-                guarded.extend(node.label(&term.topology_key).map(|value| (term.topology_key.as_str(), value)));
+            pairs.guard(pod, other, node, 1, &snapshot.namespaces);
+        }
+        if !pod.anti_affinity.is_empty() || !pod.affinity.is_empty() {
+            for node in snapshot.nodes() {
+                node.pods.values().for_each(|other| pairs.draw(pod, other, node, 1, &snapshot.namespaces));
             }
         }
-        let mut avoided = HashSet::new();
-        for term in &pod.anti_affinity {
-            avoided.extend(values(term, snapshot).into_iter().map(|value| (term.topology_key.as_str(), value)));
+        pairs
+    }
+
+    /// Takes note of a pod that would come to the node (`by` 1) or leave it (-1).
+    pub(super) fn shift(&mut self, pod: &'a PodInfo, other: &'a PodInfo, node: &'a NodeInfo, by: i64, namespaces: &Namespaces) {
+        self.guard(pod, other, node, by, namespaces);
+        self.draw(pod, other, node, by, namespaces);
+    }
+
+    fn guard(&mut self, pod: &PodInfo, other: &'a PodInfo, node: &'a NodeInfo, by: i64, namespaces: &Namespaces) {
+        for term in other.anti_affinity.iter().filter(|term| term.matches(pod, namespaces)) {
+            count(&mut self.guarded, term, node, by);
+        }
+    }
+
+    fn draw(&mut self, pod: &'a PodInfo, other: &PodInfo, node: &'a NodeInfo, by: i64, namespaces: &Namespaces) {
+        for term in pod.anti_affinity.iter().filter(|term| term.matches(other, namespaces)) {
+            count(&mut self.avoided, term, node, by);
         }
         // All terms must match a pod for it to count, as upstream has it.
-        let wanted: Vec<HashSet<&str>> = pod.affinity.iter().map(|term| values_of_all(term, pod, snapshot)).collect();
-        let is_first =
-            wanted.iter().all(HashSet::is_empty) && pod.affinity.iter().all(|term| term.matches(pod, &snapshot.namespaces));
-        Self { guarded, avoided, wanted, is_first, liked: liked(pod, snapshot) }
+        if !pod.affinity.is_empty() && pod.affinity.iter().all(|term| term.matches(other, namespaces)) {
+            pod.affinity.iter().for_each(|term| count(&mut self.wanted, term, node, by));
+        }
     }
 
     /// Whether anybody would like the pod to be somewhere, or not to be.
@@ -58,8 +81,8 @@ impl<'a> Pairs<'a> {
 }
 
 /// What this pod prefers, and what placed pods that are drawn to it, or prefer to be away from it, do.
-fn liked<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> HashMap<(&'a str, &'a str), i64> {
-    let mut liked: HashMap<(&str, &str), i64> = HashMap::new();
+fn liked<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Counts<'a> {
+    let mut liked = Counts::new();
     let mut add = |key: &'a str, node: &'a NodeInfo, weight: i64| {
         if let Some(value) = node.label(key) {
             *liked.entry((key, value)).or_default() += weight;
@@ -84,16 +107,14 @@ fn liked<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> HashMap<(&'a str, &'a 
     liked
 }
 
-/// The values of the term's key where a pod runs that matches the term.
-fn values<'a>(term: &AffinityTerm, snapshot: &'a Snapshot) -> HashSet<&'a str> {
-    let has_match = |node: &&NodeInfo| node.pods.values().any(|other| term.matches(other, &snapshot.namespaces));
-    snapshot.nodes().filter(has_match).filter_map(|node| node.label(&term.topology_key)).collect()
-}
-
-fn values_of_all<'a>(term: &AffinityTerm, pod: &PodInfo, snapshot: &'a Snapshot) -> HashSet<&'a str> {
-    let matches_all = |other: &PodInfo| pod.affinity.iter().all(|term| term.matches(other, &snapshot.namespaces));
-    let has_match = |node: &&NodeInfo| node.pods.values().any(|other| matches_all(other));
-    snapshot.nodes().filter(has_match).filter_map(|node| node.label(&term.topology_key)).collect()
+fn count<'a>(counts: &mut Counts<'a>, term: &'a AffinityTerm, node: &'a NodeInfo, by: i64) {
+    let Some(value) = node.label(&term.topology_key) else { return };
+    let pair = (term.topology_key.as_str(), value);
+    let count = counts.entry(pair).or_default();
+    *count += by;
+    if *count <= 0 {
+        counts.remove(&pair);
+    }
 }
 
 /// Which of the three rules a node breaks.
@@ -105,10 +126,11 @@ enum Broken {
 
 fn broken(cycle: &Cycle<'_>, node: &NodeInfo) -> Option<Broken> {
     let (pairs, pod) = (&cycle.affinity, cycle.pod);
-    let on = |set: &HashSet<(&str, &str)>| set.iter().any(|(key, value)| node.label(key) == Some(value));
-    for (term, values) in pod.affinity.iter().zip(&pairs.wanted) {
+    let on = |counts: &Counts<'_>| counts.keys().any(|(key, value)| node.label(key) == Some(value));
+    let is_first = pairs.may_be_first && pairs.wanted.is_empty();
+    for term in &pod.affinity {
         match node.label(&term.topology_key) {
-            Some(value) if pairs.is_first || values.contains(value) => {}
+            Some(value) if is_first || pairs.wanted.contains_key(&(term.topology_key.as_str(), value)) => {}
             _ => return Some(Broken::Affinity),
         }
     }
@@ -120,6 +142,11 @@ fn broken(cycle: &Cycle<'_>, node: &NodeInfo) -> Option<Broken> {
 
 fn passes(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
     broken(cycle, node).is_none()
+}
+
+/// Who is avoided may leave; nobody comes because others go.
+fn yields_to_removal(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
+    !matches!(broken(cycle, node), Some(Broken::Affinity))
 }
 
 fn explain(cycle: &Cycle<'_>, node: &NodeInfo) -> Vec<Reason> {

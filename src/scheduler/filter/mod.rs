@@ -4,7 +4,7 @@
 //! with what would help.
 
 use super::pod_info::PodInfo;
-use super::snapshot::{NodeInfo, Snapshot};
+use super::snapshot::{Namespaces, NodeInfo, Snapshot};
 use super::volumes::Claims;
 
 mod dynamic_resources;
@@ -45,7 +45,8 @@ pub struct Cycle<'a> {
     pub(super) affinity: inter_pod_affinity::Pairs<'a>,
     /// The pod's claims and what they mean.
     pub claims: Claims,
-    has_exclusive_conflict: bool,
+    /// Pods that use a claim which this one wants for itself.
+    exclusive_users: i64,
 }
 
 impl<'a> Cycle<'a> {
@@ -56,7 +57,7 @@ impl<'a> Cycle<'a> {
             pod,
             spread: pod_topology_spread::domains(pod, snapshot),
             affinity: inter_pod_affinity::Pairs::new(pod, snapshot),
-            has_exclusive_conflict: volume_restrictions::has_conflict(pod, &claims, snapshot),
+            exclusive_users: volume_restrictions::users(pod, &claims, snapshot),
             claims,
         }
     }
@@ -66,9 +67,26 @@ impl<'a> Cycle<'a> {
         self.spread.iter().filter(|domains| domains.is_soft()).map(|domains| domains.soft_count(node))
     }
 
+    /// Takes note of a pod that would come to the node (`by` 1) or leave it (-1), in what was worked out of the snapshot. What the
+    /// node itself has left, its [`NodeInfo::sketch`] tells.
+    pub fn shift(&mut self, other: &'a PodInfo, node: &'a NodeInfo, by: i64, namespaces: &Namespaces) {
+        for domains in &mut self.spread {
+            domains.shift(self.pod, other, node, by);
+        }
+        self.affinity.shift(self.pod, other, node, by, namespaces);
+        if volume_restrictions::uses(self.pod, &self.claims, other) {
+            self.exclusive_users += by;
+        }
+    }
+
     /// The first filter that the node does not pass, as an index into [`FILTERS`].
     pub fn fails(&self, node: &NodeInfo) -> Option<usize> {
         FILTERS.iter().position(|filter| !(filter.passes)(self, node))
+    }
+
+    /// Whether a node that passes without some of its pods does not pass with them.
+    pub fn is_crowded(&self, node: &NodeInfo) -> bool {
+        FILTERS.iter().any(|filter| filter.helped_by >= HelpedBy::GonePods && !(filter.passes)(self, node))
     }
 }
 
@@ -92,6 +110,9 @@ pub struct Filter {
     pub explain: fn(&Cycle<'_>, &NodeInfo) -> Vec<Reason>,
     /// What can let a pod through that was refused.
     pub helped_by: HelpedBy,
+    /// Whether the node may do once pods are removed from it (upstream's Unschedulable, else UnschedulableAndUnresolvable); called
+    /// only if it does not.
+    pub yields_to_removal: fn(&Cycle<'_>, &NodeInfo) -> bool,
 }
 
 /// Every filter, in the order in which they are asked; the cheap ones first.

@@ -13,6 +13,7 @@ pub(super) const FILTER: Filter = Filter {
         Reason::new(head, "does not have the labels that the pod's nodeSelector or node affinity asks for")
     },
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };
 
 /// Whether a node has the labels that a pod requires.

@@ -11,4 +11,5 @@ pub(super) const FILTER: Filter = Filter {
         Reason::new(head, format!("has one of the host ports {} taken by another pod", ports.join(", ")))
     },
     helped_by: HelpedBy::GonePods,
+    yields_to_removal: |_, _| true,
 };

@@ -2,11 +2,22 @@
 
 use super::{Cycle, Filter, HelpedBy, NodeInfo, Reason};
 use crate::api::quantity::{Format, Quantity};
+use crate::scheduler::resources::Resources;
 
-pub(super) const FILTER: Filter = Filter { name: "NodeResourcesFit", passes, explain, helped_by: HelpedBy::GonePods };
+pub(super) const FILTER: Filter =
+    Filter { name: "NodeResourcesFit", passes, explain, helped_by: HelpedBy::GonePods, yields_to_removal: fits_when_empty };
 
 fn passes(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
-    let (wanted, has, used) = (&cycle.pod.requests, &node.allocatable, &node.requested);
+    has_room(cycle, node, &node.requested)
+}
+
+/// A node that is too small stays so, whoever leaves it.
+fn fits_when_empty(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
+    has_room(cycle, node, &Resources::default())
+}
+
+fn has_room(cycle: &Cycle<'_>, node: &NodeInfo, used: &Resources) -> bool {
+    let (wanted, has) = (&cycle.pod.requests, &node.allocatable);
     let fits = |wanted: i64, has: i64, used: i64| wanted == 0 || wanted <= has - used;
     fits(wanted.pods, has.pods, used.pods)
         && fits(wanted.cpu_millis, has.cpu_millis, used.cpu_millis)

@@ -15,4 +15,5 @@ pub(super) const FILTER: Filter = Filter {
     },
     explain: |_, _| Reason::new("node(s) were unschedulable", "is cordoned"),
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };

@@ -6,7 +6,8 @@ use super::{Cycle, Filter, HelpedBy, NodeInfo, Reason, matches_required, tolerat
 use crate::scheduler::pod_info::{PodInfo, SpreadConstraint};
 use crate::scheduler::snapshot::Snapshot;
 
-pub(super) const FILTER: Filter = Filter { name: "PodTopologySpread", passes, explain, helped_by: HelpedBy::NewPods };
+pub(super) const FILTER: Filter =
+    Filter { name: "PodTopologySpread", passes, explain, helped_by: HelpedBy::NewPods, yields_to_removal };
 
 /// One constraint with the matching pods counted in each domain.
 pub(super) struct Domains<'a> {
@@ -17,7 +18,20 @@ pub(super) struct Domains<'a> {
     own: i64,
 }
 
-impl Domains<'_> {
+impl<'a> Domains<'a> {
+    /// Takes note of a pod that would come to the node (`by` 1) or leave it (-1).
+    pub(super) fn shift(&mut self, pod: &PodInfo, other: &PodInfo, node: &'a NodeInfo, by: i64) {
+        let Some(value) = node.label(&self.constraint.topology_key) else { return };
+        if is_counted(pod, self.constraint, other)
+            && has_all_keys(pod, node)
+            && is_eligible(pod, self.constraint, node)
+            && let Some(count) = self.counts.get_mut(value)
+        {
+            *count += by;
+            self.least = least(&self.counts, self.constraint);
+        }
+    }
+
     /// How many matching pods are in the domain of a node, for a constraint that only counts in scores; `None` if the node has
     /// no such label.
     pub(super) fn soft_count(&self, node: &NodeInfo) -> Option<i64> {
@@ -32,28 +46,28 @@ impl Domains<'_> {
 
 /// Counts the domains of each constraint of a pod.
 pub(super) fn domains<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Vec<Domains<'a>> {
-    let has_all_keys = |node: &NodeInfo| {
-        let mut required = pod.spread.iter().filter(|constraint| constraint.is_required);
-        required.all(|constraint| node.label(&constraint.topology_key).is_some())
-    };
-    pod.spread.iter().map(|constraint| count(pod, constraint, snapshot, has_all_keys)).collect()
+    pod.spread.iter().map(|constraint| count(pod, constraint, snapshot)).collect()
 }
 
-fn count<'a>(
-    pod: &PodInfo,
-    constraint: &'a SpreadConstraint,
-    snapshot: &'a Snapshot,
-    has_all_keys: impl Fn(&NodeInfo) -> bool,
-) -> Domains<'a> {
+fn has_all_keys(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let mut required = pod.spread.iter().filter(|constraint| constraint.is_required);
+    required.all(|constraint| node.label(&constraint.topology_key).is_some())
+}
+
+/// The pods in the domain that has the fewest.
+fn least(counts: &HashMap<&str, i64>, constraint: &SpreadConstraint) -> i64 {
+    let domains = i64::try_from(counts.len()).unwrap_or(i64::MAX);
+    if domains < constraint.min_domains { 0 } else { counts.values().min().copied().unwrap_or(0) }
+}
+
+fn count<'a>(pod: &PodInfo, constraint: &'a SpreadConstraint, snapshot: &'a Snapshot) -> Domains<'a> {
     let mut counts: HashMap<&str, i64> = HashMap::new();
-    for node in snapshot.nodes().filter(|node| has_all_keys(node) && is_eligible(pod, constraint, node)) {
+    for node in snapshot.nodes().filter(|node| has_all_keys(pod, node) && is_eligible(pod, constraint, node)) {
         if let Some(value) = node.label(&constraint.topology_key) {
             *counts.entry(value).or_default() += matching(pod, constraint, node);
         }
     }
-    let domains = i64::try_from(counts.len()).unwrap_or(i64::MAX);
-    let least = if domains < constraint.min_domains { 0 } else { counts.values().min().copied().unwrap_or(0) };
-    Domains { constraint, counts, least, own: i64::from(constraint.selector.matches(pod.labels())) }
+    Domains { constraint, least: least(&counts, constraint), counts, own: i64::from(constraint.selector.matches(pod.labels())) }
 }
 
 fn is_eligible(pod: &PodInfo, constraint: &SpreadConstraint, node: &NodeInfo) -> bool {
@@ -65,12 +79,12 @@ fn is_eligible(pod: &PodInfo, constraint: &SpreadConstraint, node: &NodeInfo) ->
 
 /// How many pods on the node a constraint counts.
 pub(super) fn matching(pod: &PodInfo, constraint: &SpreadConstraint, node: &NodeInfo) -> i64 {
-    let counted = node.pods.values().filter(|other| {
-        other.namespace() == pod.namespace()
-            && other.pod.metadata.deletion_timestamp.is_none()
-            && constraint.selector.matches(other.labels())
-    });
+    let counted = node.pods.values().filter(|other| is_counted(pod, constraint, other));
     i64::try_from(counted.count()).unwrap_or(i64::MAX)
+}
+
+fn is_counted(pod: &PodInfo, constraint: &SpreadConstraint, other: &PodInfo) -> bool {
+    other.namespace() == pod.namespace() && !other.is_terminating() && constraint.selector.matches(other.labels())
 }
 
 fn violated<'a>(cycle: &'a Cycle<'_>, node: &NodeInfo) -> Option<(&'a Domains<'a>, Option<i64>)> {
@@ -83,6 +97,11 @@ fn violated<'a>(cycle: &'a Cycle<'_>, node: &NodeInfo) -> Option<(&'a Domains<'a
 
 fn passes(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
     cycle.spread.is_empty() || violated(cycle, node).is_none()
+}
+
+/// Others may leave a crowded domain; a missing label stays missing.
+fn yields_to_removal(cycle: &Cycle<'_>, node: &NodeInfo) -> bool {
+    !matches!(violated(cycle, node), Some((_, None)))
 }
 
 fn explain(cycle: &Cycle<'_>, node: &NodeInfo) -> Vec<Reason> {

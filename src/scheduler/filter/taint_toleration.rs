@@ -9,6 +9,7 @@ pub(super) const FILTER: Filter = Filter {
     passes: |cycle, node| untolerated(cycle, node).is_none(),
     explain,
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };
 
 fn untolerated<'a>(cycle: &Cycle<'_>, node: &'a NodeInfo) -> Option<&'a Taint> {

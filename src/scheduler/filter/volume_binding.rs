@@ -10,4 +10,5 @@ pub(super) const FILTER: Filter = Filter {
         Ok(_) => Vec::new(),
     },
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };

@@ -8,20 +8,28 @@ use crate::scheduler::volumes::Claims;
 
 pub(super) const FILTER: Filter = Filter {
     name: "VolumeRestrictions",
-    passes: |cycle, _| !cycle.has_exclusive_conflict,
+    passes: |cycle, _| cycle.exclusive_users == 0,
     explain: |_, _| {
         let head = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
         Reason::new(head, "cannot run it while another pod uses a claim that is ReadWriteOncePod")
     },
     helped_by: HelpedBy::GonePods,
+    yields_to_removal: |_, _| true,
 };
 
-/// Whether another placed pod uses a claim that this pod wants for itself.
-pub(super) fn has_conflict(pod: &PodInfo, claims: &Claims, snapshot: &Snapshot) -> bool {
-    let uses = |other: &PodInfo| {
-        other.namespace() == pod.namespace()
-            && other.uid() != pod.uid()
-            && binding::claims_of(&other.pod).any(|(name, _)| claims.exclusive.contains(&name))
-    };
-    !claims.exclusive.is_empty() && snapshot.nodes().any(|node| node.pods.values().any(|other| uses(other)))
+/// How many other placed pods use a claim that this pod wants for itself.
+pub(super) fn users(pod: &PodInfo, claims: &Claims, snapshot: &Snapshot) -> i64 {
+    if claims.exclusive.is_empty() {
+        return 0;
+    }
+    let users = snapshot.nodes().flat_map(|node| node.pods.values()).filter(|other| uses(pod, claims, other));
+    i64::try_from(users.count()).unwrap_or(i64::MAX)
+}
+
+/// Whether another pod uses a claim that this pod wants for itself.
+pub(super) fn uses(pod: &PodInfo, claims: &Claims, other: &PodInfo) -> bool {
+    !claims.exclusive.is_empty()
+        && other.namespace() == pod.namespace()
+        && other.uid() != pod.uid()
+        && binding::claims_of(&other.pod).any(|(name, _)| claims.exclusive.contains(&name))
 }

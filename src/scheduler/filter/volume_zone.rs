@@ -16,6 +16,7 @@ pub(super) const FILTER: Filter = Filter {
     passes: |cycle, node| cycle.claims.volumes().all(|volume| is_in_zone(volume, node)),
     explain: |_, _| Reason::new("node(s) had no available volume zone", "is in another zone than a volume of the pod"),
     helped_by: HelpedBy::Nodes,
+    yields_to_removal: |_, _| false,
 };
 
 /// A node that knows no zones takes every volume; a volume may be in several, `a__b`.
