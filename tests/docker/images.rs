@@ -224,7 +224,10 @@ fn a_pull_that_takes_long_is_told_of() {
         if seen.contains("Successfully pulled image") { Ok(()) } else { Err(seen) }
     });
     kubectl.run(["delete", "pod", "slow"]);
-    docker(["rmi", &slow]);
+    wait_for("the image to be free", MINUTE, || {
+        let removed = Command::new("docker").args(["rmi", &slow]).output().unwrap();
+        if removed.status.success() { Ok(()) } else { Err(text(&removed.stderr)) }
+    });
 }
 
 /// The disk counts as full from the start: what was pulled goes when nobody uses it, and what was there before stays.

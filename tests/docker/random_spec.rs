@@ -67,11 +67,11 @@ pub fn volume(chance: &mut Chance, kind: usize, host: &str) -> Value {
         12 => {
             json!({"ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}}})
         }
-        13 => {
+        13 => json!({"image": {"reference": "busybox:latest", "pullPolicy": "IfNotPresent"}}),
+        _ => {
             json!({"projected": {"sources": [{"clusterTrustBundle": {"name": "absent", "optional": true, "path": "ca"}},
                 {"secret": {"name": "absent", "optional": true}}]}})
         }
-        _ => json!({"image": {"reference": "busybox:latest", "pullPolicy": "IfNotPresent"}}),
     }
 }
 
