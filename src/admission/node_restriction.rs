@@ -1,4 +1,5 @@
-//! NodeRestriction: an agent writes its own Node, its own Lease, and the status of the pods that are bound to it, and no others.
+//! NodeRestriction: an agent writes its own Node, its own Lease, and the status of the pods that are bound to it, and no others; it
+//! asks for certificates of these pods alone.
 
 use async_trait::async_trait;
 
@@ -43,6 +44,7 @@ impl Plugin for NodeRestriction {
         match context.attributes.kind.names().kind {
             "Node" => admit_node(context, node, object, old),
             "Pod" => admit_pod(context, node, object, old),
+            "PodCertificateRequest" => admit_certificate_request(context, node, object),
             "Lease" if context.attributes.name != node => {
                 Err(context
                     .forbidden(format_args!("can only access node lease with the same name as the requesting node {node:?}")))
@@ -105,4 +107,47 @@ fn admit_pod(context: &Context<'_>, node: &str, object: Option<&Object>, old: Op
         (Operation::Update, None) => Err(context.forbidden(format_args!("node {node:?} is not allowed to update pods"))),
         _ => Ok(()),
     }
+}
+
+/// What the request says of pod, account and node is what the cluster knows of them.
+fn admit_certificate_request(context: &Context<'_>, node: &str, request: Option<&Object>) -> Result<(), ApiError> {
+    let attributes = context.attributes;
+    let (Operation::Create, None, Some(request)) = (attributes.operation, attributes.subresource, request) else {
+        return Err(context.forbidden(format_args!("node {node:?} can only create PodCertificateRequests")));
+    };
+    let said = |field: &str| request.str_at(&["spec", field]).unwrap_or("");
+    if said("nodeName") != node {
+        return Err(context.forbidden(format_args!(
+            "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+            said("nodeName")
+        )));
+    }
+    let (namespace, pod_name) = (attributes.namespace, said("podName"));
+    let Some(pod) = context.reader.get("core/pods", namespace, pod_name) else {
+        return Err(context
+            .forbidden(format_args!("while retrieving pod named in the PodCertificateRequest: pod {pod_name:?} not found")));
+    };
+    if pod.annotation("kubernetes.io/config.mirror").is_some() {
+        return Err(context.forbidden(format_args!("pod {pod_name:?} is a mirror pod, which gets no certificate")));
+    }
+    let pod_has = |field: &str| pod.str_at(&["spec", field]).unwrap_or("").to_owned();
+    let uid_of = |bucket: &str, namespace: &str, name: &str| {
+        context.reader.get(bucket, namespace, name).map_or_else(String::new, |object| object.uid().to_owned())
+    };
+    let known = [
+        ("podUID", pod.uid().to_owned()),
+        ("nodeName", pod_has("nodeName")),
+        ("nodeUID", uid_of("core/nodes", "", node)),
+        ("serviceAccountName", pod_has("serviceAccountName")),
+        ("serviceAccountUID", uid_of("core/serviceaccounts", namespace, said("serviceAccountName"))),
+    ];
+    for (field, known) in known {
+        if said(field) != known {
+            return Err(context.forbidden(format_args!(
+                "PodCertificateRequest for pod {pod_name:?} contains {field} ({:?}) which differs from the known one ({known:?})",
+                said(field)
+            )));
+        }
+    }
+    Ok(())
 }

@@ -30,7 +30,8 @@ fn named(name: &str) -> Value {
 }
 
 async fn admit(chain: &Chain, user: &UserInfo, operation: Operation, plural: &str, object: &mut Object) -> Result<(), String> {
-    let kind = Kinds::builtin().find("", "v1", plural).unwrap();
+    let (group, plural) = plural.split_once('/').unwrap_or(("", plural));
+    let kind = Kinds::builtin().find(group, "v1", plural).unwrap();
     let name = object.name().to_owned();
     let namespace = if kind.names().is_namespaced() { "default" } else { "" };
     let attributes = Attributes { kind: &*kind, namespace, name: &name, operation, subresource: None, user, dry_run: false };
@@ -89,6 +90,54 @@ async fn refusals_have_upstreams_words() {
     let mut default = Object::from_json(br#"{"metadata":{"name":"default"}}"#).unwrap();
     let refused = admit(&chain, &UserInfo::default(), Operation::Delete, "namespaces", &mut default).await;
     assert_eq!(refused, Err("namespaces \"default\" is forbidden: this namespace may not be deleted".to_owned()));
+}
+
+#[tokio::test]
+async fn a_node_asks_for_certificates_of_its_own_pods_alone() {
+    let object = |name: &str, uid: &str, spec: Value| json!({"metadata": {"name": name, "uid": uid}, "spec": spec});
+    let mut mirror = object("m", "um", json!({"nodeName": "n1", "serviceAccountName": "s"}));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    let chain = chain(&[
+        ("core/namespaces/default", named("default")),
+        ("core/serviceaccounts/default/s", object("s", "us", json!({}))),
+        ("core/nodes/n1", object("n1", "un", json!({}))),
+        ("core/pods/default/p", object("p", "up", json!({"nodeName": "n1", "serviceAccountName": "s"}))),
+        ("core/pods/default/q", object("q", "uq", json!({"nodeName": "n2", "serviceAccountName": "s"}))),
+        ("core/pods/default/m", mirror),
+    ])
+    .await;
+    let node = UserInfo::new("system:node:n1", &["system:nodes"]);
+    let right = json!({"nodeName": "n1", "nodeUID": "un", "podName": "p", "podUID": "up", "serviceAccountName": "s",
+        "serviceAccountUID": "us"});
+    let differs = "PodCertificateRequest for pod ";
+    let cases = [
+        (json!({}), ""),
+        (json!({"nodeName": "n2"}), "PodCertificateRequest.Spec.NodeName=\"n2\", which is not the requesting node \"n1\""),
+        (json!({"podName": "x"}), "while retrieving pod named in the PodCertificateRequest: pod \"x\" not found"),
+        (json!({"podName": "m", "podUID": "um"}), "pod \"m\" is a mirror pod, which gets no certificate"),
+        (json!({"podName": "q", "podUID": "uq"}), differs),
+        (json!({"podUID": "x"}), differs),
+        (json!({"nodeUID": "x"}), differs),
+        (json!({"serviceAccountName": "x"}), differs),
+        (json!({"serviceAccountUID": "x"}), differs),
+    ];
+    for (other, words) in cases {
+        let mut spec = right.clone();
+        other.as_object().unwrap().iter().for_each(|(field, value)| spec[field] = value.clone());
+        let mut request = Object(json!({"metadata": {"name": "r"}, "spec": spec}).as_object().unwrap().clone());
+        let answer = admit(&chain, &node, Operation::Create, "certificates.k8s.io/podcertificaterequests", &mut request).await;
+        match answer {
+            Ok(()) => assert!(words.is_empty(), "{other}"),
+            Err(error) => assert!(!words.is_empty() && error.contains(words), "{other}: {error}"),
+        }
+    }
+    let mut request = Object(json!({"metadata": {"name": "r"}, "spec": right}).as_object().unwrap().clone());
+    let deleted = admit(&chain, &node, Operation::Delete, "certificates.k8s.io/podcertificaterequests", &mut request).await;
+    assert!(deleted.unwrap_err().contains("can only create PodCertificateRequests"));
+    assert_eq!(
+        admit(&chain, &UserInfo::default(), Operation::Update, "certificates.k8s.io/podcertificaterequests", &mut request).await,
+        Ok(())
+    );
 }
 
 #[tokio::test]

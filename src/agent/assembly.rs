@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::{Semaphore, watch};
 
 use super::checkpoint::Checkpoints;
+use super::classes::{self, Classes};
 use super::cpu::Cpus;
 use super::csi::{CsiMounts, Drivers};
 use super::eviction::{self, Evictor};
@@ -32,7 +33,7 @@ use super::volume::{Volumes, reclaim};
 use super::{AgentConfig, AgentError, Pods};
 use crate::client::informer::{Informer, Informers, Scope};
 use crate::client::recorder::{EventType, Recorder};
-use crate::cri::{Runtime, RuntimeEvent, RuntimeInfo, State, labels};
+use crate::cri::{Resources, Runtime, RuntimeEvent, RuntimeInfo, State, labels};
 use crate::network::parts::{self, PartContext};
 use crate::network::{ExistingPod, NetworkConfig, NetworkError, NodeTraffic, PodAddress, PodNetwork, pod_mtu};
 use crate::rt::{Backoff, TaskGroup};
@@ -154,7 +155,7 @@ impl Parts {
         let mailboxes: Arc<Mailboxes> = Arc::default();
         let told = Arc::clone(&mailboxes);
         let changed = Arc::new(move |uid: &str| told.source_changed(uid));
-        let sources = Sources::new(&tasks, config.client.clone(), informers.of(), changed);
+        let sources = Sources::new(&tasks, config.client.clone(), &config.node_name, informers.of(), changed);
         let drivers = Drivers::new(&config.data_dir, &config.node_name, config.client.clone(), &tasks);
         let registering = Arc::clone(&drivers);
         until_cancelled(&tasks, "CSI drivers", async move { registering.run().await });
@@ -198,6 +199,7 @@ impl Parts {
             tracing::warn!(%error, "what a cut-off start left behind was not removed");
         }
         let context = Arc::new(context);
+        until_cancelled(&tasks, "classes of pods", look_after_classes(&config, &context).run());
         evict_when_short(&config, &info, &context, &mailboxes, (stats, keeper, collector));
         let (reclaiming, node) = (Arc::clone(&context), config.node_name.clone());
         until_cancelled(&tasks, "local volumes", async move { reclaim::run(reclaiming, node).await });
@@ -265,6 +267,16 @@ fn keep_images(
     collector
 }
 
+/// Looks after the cgroups of all pods and of their classes.
+fn look_after_classes(config: &AgentConfig, context: &Context) -> Classes {
+    let capacity = facts::capacity(&config.data_dir);
+    // The margins of evictions are the pods': it is evictions that keep them out of there.
+    let allocatable = config.reserve.allocatable(&capacity, &Default::default());
+    let pids = eviction::processes().and_then(|(_, capacity)| config.reserve.pids(capacity));
+    let all = if config.is_enforced { classes::all_pods(&allocatable, pids) } else { Resources::default() };
+    Classes::new(all, context.offer.cgroup_driver, Arc::clone(&context.pods))
+}
+
 /// What of the memory is the pods', where a part of it is kept from them; the margins of evictions are still theirs.
 fn allocatable_memory(config: &AgentConfig) -> Option<u64> {
     let capacity = facts::capacity(&config.data_dir);
@@ -283,6 +295,7 @@ fn offer(config: &AgentConfig, info: &RuntimeInfo) -> NodeOffer {
             ephemeral_storage_bytes: allocatable.ephemeral_storage_bytes,
         },
         memory_bytes: capacity.memory_bytes,
+        max_pids: config.pod_max_pids,
         cgroup_driver: info.cgroup_driver,
         can_lower_oom_score: info.can_lower_oom_score,
         has_recursive_read_only: info.has_recursive_read_only(),

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use nix::mount::{MntFlags, umount2};
 
 use crate::agent::pod::cgroup::remove_group;
+use crate::agent::pod::stop::{CGROUP_LOOK, CGROUP_LOOKS};
+use crate::agent::volume::mounting::{mounts_below, unmount};
 use crate::cri::Runtime;
 use crate::network::{NetworkConfig, PodNetwork, close_localhost};
 use crate::rt::TaskGroup;
@@ -16,6 +17,8 @@ use crate::rt::TaskGroup;
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// How deep below a hierarchy the groups of pods lie.
 const CGROUP_DEPTH: usize = 4;
+/// How often the engine is asked for containers until it has none.
+const CONTAINER_LOOKS: usize = 4;
 
 /// What is known of a node that is to go.
 pub struct Remains {
@@ -37,12 +40,22 @@ pub const STEPS: &[(&str, Step)] =
 
 fn containers(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
     async move {
-        let mut gone = Vec::new();
-        for container in remains.runtime.list().await.map_err(|error| error.to_string())? {
-            remains.runtime.remove(&container.id).await.map_err(|error| error.to_string())?;
-            gone.push(format!("container {}", container.id));
+        let (mut gone, mut failed) = (Vec::new(), Vec::new());
+        // Looked at again: an engine goes on with the creation that a node asked for before it was killed.
+        for _ in 0..CONTAINER_LOOKS {
+            let found = remains.runtime.list().await.map_err(|error| error.to_string())?;
+            if found.is_empty() {
+                return Ok(gone);
+            }
+            failed.clear();
+            for container in found {
+                match remains.runtime.remove(&container.id).await {
+                    Ok(()) => gone.push(format!("container {}", container.id)),
+                    Err(error) => failed.push(format!("container {}: {error}", container.id)),
+                }
+            }
         }
-        Ok(gone)
+        if failed.is_empty() { Ok(gone) } else { Err(failed.join("; ")) }
     }
     .boxed()
 }
@@ -61,56 +74,59 @@ fn network(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
 }
 
 fn mounts(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
-    let unmounted = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| error.to_string())
-        .and_then(|table| unmount(&mount_points(&table, &remains.data_dir)));
+    let unmounted = mounts_below(&remains.data_dir).map_err(|error| error.to_string()).and_then(|points| {
+        let each = |point: PathBuf| unmount(&point).map(|()| format!("mount {}", point.display()));
+        all_or_failures(points.into_iter().map(|point| each(point).map_err(|error| error.to_string())))
+    });
     std::future::ready(unmounted).boxed()
 }
 
-/// The mount points below a folder, the innermost first.
-fn mount_points(table: &str, folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|path| PathBuf::from(path.replace("\\040", " ")))
-        .filter(|path| path.starts_with(folder))
-        .collect();
-    found.reverse();
-    found
-}
-
-fn unmount(points: &[PathBuf]) -> Result<Vec<String>, String> {
-    let each = |point: &PathBuf| {
-        let done = umount2(point.as_path(), MntFlags::MNT_DETACH);
-        done.map(|()| format!("mount {}", point.display())).map_err(|error| format!("umount {}: {error}", point.display()))
-    };
-    points.iter().map(each).collect()
+/// What was done, or, after all were tried, why some were not.
+fn all_or_failures(tried: impl Iterator<Item = Result<String, String>>) -> Result<Vec<String>, String> {
+    let (done, failed): (Vec<_>, Vec<_>) = tried.partition(Result::is_ok);
+    let failed: Vec<String> = failed.into_iter().filter_map(Result::err).collect();
+    if failed.is_empty() { Ok(done.into_iter().flatten().collect()) } else { Err(failed.join("; ")) }
 }
 
 fn cgroups(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
-    let pods = std::fs::read_dir(remains.data_dir.join("pods")).into_iter().flatten().flatten();
-    let uids: BTreeSet<String> = pods.filter_map(|pod| pod.file_name().into_string().ok()).collect();
-    let mut gone = Vec::new();
-    let mut parents = Vec::new();
-    collect_cgroups(Path::new(CGROUPS), &uids, 0, &mut gone, &mut parents);
-    // Those of other nodes on this machine are not empty, and stay.
-    parents.retain(|parent| std::fs::remove_dir(parent).is_ok());
-    gone.extend(parents);
-    std::future::ready(Ok(gone.into_iter().map(|path| format!("cgroup {}", path.display())).collect())).boxed()
+    async move {
+        let pods = std::fs::read_dir(remains.data_dir.join("pods")).into_iter().flatten().flatten();
+        let uids: BTreeSet<String> = pods.filter_map(|pod| pod.file_name().into_string().ok()).collect();
+        let (mut found, mut parents) = (Vec::new(), Vec::new());
+        collect_cgroups(Path::new(CGROUPS), &uids, 0, &mut found, &mut parents);
+        // The processes of containers that were just removed leave their groups a moment later, of which nobody tells.
+        let mut left = found.clone();
+        for look in 0..CGROUP_LOOKS {
+            left.retain(|group| !remove_group(group));
+            if left.is_empty() || look + 1 == CGROUP_LOOKS {
+                break;
+            }
+            tokio::time::sleep(CGROUP_LOOK).await;
+        }
+        if !left.is_empty() {
+            return Err(left
+                .iter()
+                .map(|group| format!("cgroup {} is still in use", group.display()))
+                .collect::<Vec<_>>()
+                .join("; "));
+        }
+        // Those of other nodes on this machine are not empty, and stay.
+        parents.retain(|parent| std::fs::remove_dir(parent).is_ok());
+        Ok(found.into_iter().chain(parents).map(|path| format!("cgroup {}", path.display())).collect())
+    }
+    .boxed()
 }
 
-/// Removes the groups of these pods; `parents` gets the `kubepods` groups that they were in, the innermost first.
-fn collect_cgroups(folder: &Path, uids: &BTreeSet<String>, depth: usize, gone: &mut Vec<PathBuf>, parents: &mut Vec<PathBuf>) {
+/// Finds the groups of these pods; `parents` gets the `kubepods` groups that they were in, the innermost first.
+fn collect_cgroups(folder: &Path, uids: &BTreeSet<String>, depth: usize, found: &mut Vec<PathBuf>, parents: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let is_inside = folder.components().any(|part| part.as_os_str().to_string_lossy().starts_with("kubepods"));
         let uid = name.rsplit_once("pod").map(|(_, uid)| uid.trim_end_matches(".slice").replace('_', "-"));
         if is_inside && uid.is_some_and(|uid| uids.contains(&uid)) {
-            if remove_group(&path) {
-                gone.push(path);
-            }
+            found.push(path);
         } else if depth < CGROUP_DEPTH && (depth == 0 || is_inside || name.starts_with("kubepods")) {
-            collect_cgroups(&path, uids, depth + 1, gone, parents);
+            collect_cgroups(&path, uids, depth + 1, found, parents);
             if name.starts_with("kubepods") || (is_inside && ["besteffort", "burstable"].contains(&name.as_str())) {
                 parents.push(path);
             }
@@ -138,13 +154,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_go_from_the_inside_out() {
-        let table = "1 0 8:1 / / rw - ext4 a rw\n2 1 0:1 / /d/agent/pods/u/v rw - tmpfs t rw\n3 2 0:1 / /d/agent/pods/u/v/a\\040b rw - tmpfs t rw\n4 1 0:1 / /d/agents rw - tmpfs t rw\n";
-        let found = mount_points(table, Path::new("/d/agent"));
-        assert_eq!(found, [PathBuf::from("/d/agent/pods/u/v/a b"), PathBuf::from("/d/agent/pods/u/v")]);
-    }
-
-    #[test]
     fn cgroups_of_these_pods_and_no_others() {
         let root = tempfile::tempdir().unwrap();
         let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
@@ -152,10 +161,11 @@ mod tests {
         make("cpu/kubepods/podc-d");
         make("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice");
         make("other/poda-b");
-        let (mut gone, mut parents) = (Vec::new(), Vec::new());
+        let (mut found, mut parents) = (Vec::new(), Vec::new());
         let uids = BTreeSet::from(["a-b".to_owned()]);
-        collect_cgroups(root.path(), &uids, 0, &mut gone, &mut parents);
-        assert_eq!(gone.len(), 2, "{gone:?}");
+        collect_cgroups(root.path(), &uids, 0, &mut found, &mut parents);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().all(|group| remove_group(group)));
         parents.retain(|parent| std::fs::remove_dir(parent).is_ok());
         assert!(root.path().join("cpu/kubepods/podc-d").exists() && root.path().join("other/poda-b").exists());
         assert!(!root.path().join("kubepods.slice").exists(), "{parents:?}");

@@ -24,6 +24,7 @@ pub mod bootstrap;
 
 mod assembly;
 mod checkpoint;
+mod classes;
 pub mod cleanup;
 pub mod cpu;
 mod csi;
@@ -84,6 +85,10 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// What of the machine is kept from pods.
     pub reserve: Reserve,
+    /// Whether the kernel keeps all pods together within what the node has for them.
+    pub is_enforced: bool,
+    /// Most processes of one pod; `None` for no limit of its own.
+    pub pod_max_pids: Option<i64>,
     /// How CPUs are given to containers.
     pub cpu_policy: cpu::Policy,
     /// When and how pods are evicted.

@@ -1,15 +1,19 @@
 //! Look-ups for the kubelet server: which container is meant by (namespace, pod, container), and where its log is. Pod workers
 //! publish here; nobody else writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::cri::State;
+
+/// Longest that a look-up waits for an agent that has just started.
+const RECOVERY: Duration = Duration::from_secs(20);
 
 /// One instance (attempt) of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +91,27 @@ pub enum LookupError {
 pub(super) struct PodView {
     pub pod: Arc<Pod>,
     pub containers: BTreeMap<String, ContainerLookup>,
+    /// Whether the worker has looked at the pod's containers: before, it does not know of any.
+    pub is_seen: bool,
+}
+
+/// How far an agent that has started is with finding its pods again.
+#[derive(Debug, Default)]
+enum Recovery {
+    /// The API has not said yet which pods there are.
+    #[default]
+    Listening,
+    /// Uids of the pods that their workers have not looked at yet.
+    Looking(BTreeSet<String>),
+    Done,
 }
 
 /// The pods of this node as the kubelet server sees them.
 #[derive(Debug, Default)]
 pub struct Pods {
     views: RwLock<BTreeMap<(String, String), Arc<PodView>>>,
-    /// A container came, changed its state or went.
+    recovery: RwLock<Recovery>,
+    /// A container came, changed its state or went, or all pods were found again.
     changed: watch::Sender<()>,
 }
 
@@ -128,6 +146,59 @@ impl Pods {
         found.cloned().ok_or_else(|| LookupError::NoContainer { container: container.to_owned(), pod: pod.to_owned() })
     }
 
+    /// Waits until look-ups about a pod can be answered: its worker has looked at its containers, or, if it has none, an agent that
+    /// has just started has found all pods again. Gives up after a while, when the API or the runtime does not answer.
+    pub async fn settled(&self, namespace: &str, pod: &str) {
+        let key = (namespace.to_owned(), pod.to_owned());
+        let is_seen = || self.views.read().get(&key).is_some_and(|view| view.is_seen);
+        self.recovered_or(is_seen).await;
+    }
+
+    /// Waits until `is_known`, or until an agent that has just started has found all its pods again; gives up after a while.
+    pub async fn recovered_or(&self, is_known: impl Fn() -> bool + Send) {
+        let mut changes = self.changed.subscribe();
+        let settled = async {
+            while !is_known() && !matches!(*self.recovery.read(), Recovery::Done) {
+                // The sender is ours.
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(RECOVERY, settled).await.is_err() {
+            tracing::warn!("the pods of this node are not all found again; answering from what is known");
+        }
+    }
+
+    /// The API has said which pods there are: as soon as the workers of all of them have looked, the agent has found them again.
+    pub(super) fn expect(&self, uids: impl Iterator<Item = String>) {
+        let mut recovery = self.recovery.write();
+        if matches!(*recovery, Recovery::Listening) {
+            let views = self.views.read();
+            let seen: BTreeSet<_> =
+                views.values().filter(|view| view.is_seen).filter_map(|view| view.pod.metadata.uid.as_ref()).collect();
+            *recovery = Recovery::Looking(uids.filter(|uid| !seen.contains(uid)).collect());
+        }
+        drop(recovery);
+        self.note_seen("");
+    }
+
+    /// A pod was looked at, or is gone.
+    fn note_seen(&self, uid: &str) {
+        if !matches!(*self.recovery.read(), Recovery::Looking(_)) {
+            return;
+        }
+        let mut recovery = self.recovery.write();
+        if let Recovery::Looking(missing) = &mut *recovery {
+            missing.remove(uid);
+            if missing.is_empty() {
+                *recovery = Recovery::Done;
+                drop(recovery);
+                self.changed.send_replace(());
+            }
+        }
+    }
+
     /// Tells whenever a container came, changed its state or went: what a look-up gave may then be old.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -136,12 +207,16 @@ impl Pods {
     pub(super) fn publish(&self, view: PodView) {
         let view = Arc::new(view);
         let before = self.views.write().insert(key(&view.pod), Arc::clone(&view));
-        if before.is_none_or(|before| before.containers != view.containers) {
+        if before.is_none_or(|before| before.containers != view.containers || before.is_seen != view.is_seen) {
             self.changed.send_replace(());
+        }
+        if view.is_seen {
+            self.note_seen(view.pod.metadata.uid.as_deref().unwrap_or(""));
         }
     }
 
     pub(super) fn withdraw(&self, pod: &Pod) {
+        self.note_seen(pod.metadata.uid.as_deref().unwrap_or(""));
         let mut views = self.views.write();
         let key = key(pod);
         // A pod of the same name that came after it keeps its place.
@@ -155,4 +230,53 @@ impl Pods {
 
 fn key(pod: &Pod) -> (String, String) {
     (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn view(name: &str, is_seen: bool) -> PodView {
+        let mut pod = Pod::default();
+        let meta = &mut pod.metadata;
+        (meta.namespace, meta.name, meta.uid) = (Some("ns".to_owned()), Some(name.to_owned()), Some(format!("uid-{name}")));
+        PodView { pod: Arc::new(pod), containers: BTreeMap::new(), is_seen }
+    }
+
+    /// Whether look-ups about a pod are answered now.
+    fn is_settled(pods: &Pods, name: &str) -> bool {
+        pods.settled("ns", name).now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn look_ups_wait_until_the_pods_are_found_again() {
+        let pods = Pods::default();
+        assert!(!is_settled(&pods, "a"), "nobody knows yet");
+        pods.publish(view("a", false));
+        assert!(!is_settled(&pods, "a"), "its containers are not known");
+        pods.publish(view("a", true));
+        assert!(is_settled(&pods, "a") && !is_settled(&pods, "none"));
+        pods.expect(["a", "b", "c"].map(|name| format!("uid-{name}")).into_iter());
+        assert!(!is_settled(&pods, "none"));
+        pods.withdraw(&view("c", true).pod);
+        let waiting = pods.settled("ns", "none");
+        tokio::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        pods.publish(view("b", true));
+        waiting.await;
+        assert!(is_settled(&pods, "none") && is_settled(&pods, "d"));
+        // A later list of the API's changes nothing.
+        pods.expect(std::iter::once("uid-d".to_owned()));
+        assert!(is_settled(&pods, "none"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_do_not_wait_for_ever() {
+        let pods = Pods::default();
+        let began = tokio::time::Instant::now();
+        pods.settled("ns", "none").await;
+        assert_eq!(began.elapsed().as_secs(), RECOVERY.as_secs());
+    }
 }

@@ -1,4 +1,4 @@
-//! ConfigMaps, Secrets, claims, trust bundles and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
+//! ConfigMaps, Secrets, claims, trust bundles, certificate requests and Services that pods on this node refer to. Each referenced object is watched by itself, and only while
 //! a pod needs it; a change tells the pods that use it.
 
 use std::collections::{BTreeSet, HashMap};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use parking_lot::Mutex;
 
+use crate::agent::volume::certificate::{Asked, Look, Request};
 use crate::agent::volume::trust::Bundle;
 use crate::client::informer::{Change, Informer, Scope};
 use crate::client::{ApiObject, Client};
@@ -18,7 +19,7 @@ pub const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// How long to wait for the API to show what is known from before a restart.
 const SECOND_LOOK: Duration = Duration::from_secs(3);
 
-/// In place of a name: every object of the kind.
+/// In place of a name: every object of the kind that [`Kept::all`] selects.
 const ALL: &str = "";
 
 /// Tells the pod with this uid that something it refers to has changed.
@@ -38,11 +39,15 @@ struct Watched<K> {
     users: Arc<Mutex<BTreeSet<String>>>,
 }
 
-struct Kept<K>(Mutex<HashMap<(String, String), Watched<K>>>);
+struct Kept<K> {
+    watched: Mutex<HashMap<(String, String), Watched<K>>>,
+    /// The query that finds [`ALL`].
+    all: String,
+}
 
 impl<K> Default for Kept<K> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { watched: Mutex::default(), all: String::new() }
     }
 }
 
@@ -55,12 +60,14 @@ pub struct Sources {
     secrets: Kept<Secret>,
     claims: Kept<PersistentVolumeClaim>,
     bundles: Kept<Bundle>,
+    requests: Kept<Request>,
     services: Arc<Informer<Service>>,
 }
 
 impl Sources {
-    /// All Services come from `services`; the rest is watched when it is asked for, in tasks of `tasks`.
-    pub fn new(tasks: &TaskGroup, client: Client, services: Arc<Informer<Service>>, changed: Changed) -> Self {
+    /// The sources of the pods on `node`. All Services come from `services`; the rest is watched when it is asked for, in tasks of
+    /// `tasks`.
+    pub fn new(tasks: &TaskGroup, client: Client, node: &str, services: Arc<Informer<Service>>, changed: Changed) -> Self {
         Self {
             tasks: tasks.clone(),
             client,
@@ -69,6 +76,7 @@ impl Sources {
             secrets: Kept::default(),
             claims: Kept::default(),
             bundles: Kept::default(),
+            requests: Kept { all: format!("fieldSelector=spec.nodeName%3D{node}"), ..Kept::default() },
             services,
         }
     }
@@ -124,6 +132,30 @@ impl Sources {
         Ok(informer.list())
     }
 
+    /// What became of a certificate request of this node's, made for the pod `uid`; waits no longer than `patience` for a decision.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn request(&self, uid: &str, asked: &Asked, patience: Duration) -> Result<Look, SourceError> {
+        let informer = self.informer(&self.requests, |_| false, uid, ("", ALL), FIRST_LOOK).await?;
+        let mut changes = informer.subscribe();
+        let look = || match informer.get(&asked.namespace, &asked.name) {
+            Some(request) if request.decision().is_some() => Look::Decided(request),
+            // What was made before the newest that we know of, and is not there, is gone.
+            None if informer.revision() >= asked.revision => Look::Gone,
+            _ => Look::Pending,
+        };
+        let decided = async {
+            loop {
+                match look() {
+                    Look::Pending if changes.next().await.is_some() => {}
+                    other => return other,
+                }
+            }
+        };
+        Ok(tokio::time::timeout(patience, decided).await.unwrap_or(Look::Pending))
+    }
+
     /// All Services, once they are known.
     ///
     /// # Errors
@@ -144,6 +176,7 @@ impl Sources {
         release(&self.secrets, uid);
         release(&self.claims, uid);
         release(&self.bundles, uid);
+        release(&self.requests, uid);
     }
 
     async fn look<K: ApiObject>(
@@ -168,9 +201,10 @@ impl Sources {
         patience: Duration,
     ) -> Result<Arc<Informer<K>>, SourceError> {
         let informer = {
-            let mut kept = kept.0.lock();
+            let mut watched = kept.watched.lock();
             let key = (namespace.to_owned(), name.to_owned());
-            let watched = kept.entry(key).or_insert_with(|| self.watch(namespace, name, is_final));
+            let one = || if name == ALL { kept.all.clone() } else { format!("fieldSelector=metadata.name%3D{name}") };
+            let watched = watched.entry(key).or_insert_with(|| self.watch(namespace, one(), is_final));
             watched.users.lock().insert(uid.to_owned());
             Arc::clone(&watched.informer)
         };
@@ -179,10 +213,9 @@ impl Sources {
         Ok(informer)
     }
 
-    /// Watches an object; one that can change no more is watched no more.
-    fn watch<K: ApiObject>(&self, namespace: &str, name: &str, is_final: fn(&K) -> bool) -> Watched<K> {
+    /// Watches what a query finds; an object that can change no more is watched no more.
+    fn watch<K: ApiObject>(&self, namespace: &str, query: String, is_final: fn(&K) -> bool) -> Watched<K> {
         let tasks = self.tasks.child();
-        let query = if name == ALL { String::new() } else { format!("fieldSelector=metadata.name%3D{name}") };
         let scope = Scope { namespace: namespace.to_owned(), query };
         let informer = Informer::<K>::start(&tasks, self.client.clone(), scope);
         let users: Arc<Mutex<BTreeSet<String>>> = Arc::default();
@@ -205,7 +238,7 @@ impl Sources {
 }
 
 fn release<K>(kept: &Kept<K>, uid: &str) {
-    kept.0.lock().retain(|_, watched| {
+    kept.watched.lock().retain(|_, watched| {
         let mut users = watched.users.lock();
         users.remove(uid);
         if users.is_empty() {

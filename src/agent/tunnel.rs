@@ -50,7 +50,13 @@ impl NodeTargets {
         self.names.iter().any(|name| name == host)
     }
 
-    fn has_pod(&self, host: &str) -> bool {
+    /// Whether a pod of this node has the address; right after the agent's start, waits until its pods are found again.
+    async fn has_pod(&self, host: &str) -> bool {
+        self.pods.recovered_or(|| self.has_published(host)).await;
+        self.has_published(host)
+    }
+
+    fn has_published(&self, host: &str) -> bool {
         let addresses = |status: &k8s_openapi::api::core::v1::PodStatus| {
             status.pod_ip.as_deref() == Some(host) || status.pod_ips.iter().flatten().any(|ip| ip.ip == host)
         };
@@ -78,8 +84,10 @@ impl Targets for NodeTargets {
         if self.is_own(host) && port == self.kubelet_port {
             return Ok(self.serve_kubelet());
         }
-        let address = host.parse::<IpAddr>().ok().filter(|_| self.is_own(host) || self.has_pod(host));
-        let address = address.ok_or_else(|| Refusal::forbidden(format!("{host} is no address of this node or of its pods")))?;
+        let address = match host.parse::<IpAddr>() {
+            Ok(address) if self.is_own(host) || self.has_pod(host).await => address,
+            _ => return Err(Refusal::forbidden(format!("{host} is no address of this node or of its pods"))),
+        };
         let dialled = TcpStream::connect((address, port)).await;
         let mut stream =
             dialled.map_err(|error| Refusal::bad_gateway(format!("dial tcp {target}: connect: {}", plain(&error))))?;

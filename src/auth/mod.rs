@@ -88,6 +88,8 @@ pub struct Attributes {
     pub name: String,
     /// Of a list or watch, as it stands in the query.
     pub label_selector: String,
+    /// The same.
+    pub field_selector: String,
     /// The path of the URL.
     pub path: String,
     pub is_resource: bool,

@@ -177,11 +177,15 @@ mod tests {
             "container-log-max-files" => "3",
             "node-taint" => "a=b:NoSchedule",
             "service-node-port-range" => "31000-31999",
-            "node-monitor-grace-period" | "eviction-pressure-transition-period" => "25s",
+            "node-monitor-grace-period" | "eviction-pressure-transition-period" | "minimum-image-ttl-duration" => "25s",
             _ if long.ends_with("cidr") => "10.99.0.0/16",
             _ if long.ends_with("-ip") || long.ends_with("-address") || long.ends_with("-dns") => "10.9.8.7",
             _ if long.ends_with("-port") || long.ends_with("-seconds") => "1234",
-            "image-gc-high-threshold" | "image-gc-low-threshold" | "max-pods" | "eviction-max-pod-grace-period" => "51",
+            "image-gc-high-threshold"
+            | "image-gc-low-threshold"
+            | "max-pods"
+            | "pod-max-pids"
+            | "eviction-max-pod-grace-period" => "51",
             _ => "sample",
         };
         text.to_owned()

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::certificates;
 use super::error::CmdError;
 use super::installed::{Installed, NodeLock};
-use super::settings::NodeSettings;
+use super::settings::{Enforced, NodeSettings};
 use crate::agent::bootstrap::ClusterFacts;
 use crate::agent::image::collect::Thresholds;
 use crate::agent::image::registries::Registries;
@@ -103,6 +103,8 @@ pub async fn start(parts: NodeParts<'_>, tasks: &TaskGroup) -> Result<(), CmdErr
         image_thresholds: thresholds(settings)?,
         logs: log_limits(settings)?,
         max_pods: settings.max_pods,
+        is_enforced: settings.enforce_node_allocatable == Enforced::Pods,
+        pod_max_pids: Some(settings.pod_max_pids).filter(|pids| *pids > 0),
         cpu_policy: settings.cpu.policy(&reserve)?,
         reserve,
         eviction: settings.eviction.settings()?,
@@ -154,7 +156,7 @@ fn thresholds(settings: &NodeSettings) -> Result<Thresholds, CmdError> {
             "--image-gc-low-threshold {low_percent} must be below --image-gc-high-threshold {high_percent}"
         )));
     }
-    Ok(Thresholds { high_percent, low_percent })
+    Ok(Thresholds { high_percent, low_percent, minimum_age: settings.minimum_image_ttl_duration })
 }
 
 /// `10Mi` and `5`: what a container's log may take on disk.

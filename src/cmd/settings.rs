@@ -36,6 +36,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// On whom what is kept of the node's resources is enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Enforced {
+    Pods,
+    None,
+}
+
 /// Flags of the node, in `orch server` too.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Node")]
@@ -52,6 +59,9 @@ pub struct NodeSettings {
     /// Most pods that the node takes
     #[arg(long, env = "ORCH_MAX_PODS", default_value_t = 110, value_name = "NUMBER")]
     pub max_pods: u32,
+    /// Most processes of one pod; -1 for no limit
+    #[arg(long, env = "ORCH_POD_MAX_PIDS", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..), value_name = "NUMBER")]
+    pub pod_max_pids: i64,
     /// Label set when the node registers; may be repeated
     #[arg(long, env = "ORCH_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_label: Vec<String>,
@@ -76,6 +86,9 @@ pub struct NodeSettings {
     /// Resources that are kept for orch and Docker
     #[arg(long, env = "ORCH_KUBE_RESERVED", default_value = "", value_name = "AMOUNTS")]
     pub kube_reserved: String,
+    /// Whether the kernel keeps all pods together within what the node has for them, as well as evictions do
+    #[arg(long, env = "ORCH_ENFORCE_NODE_ALLOCATABLE", default_value = "pods", value_enum, value_name = "pods|none")]
+    pub enforce_node_allocatable: Enforced,
     /// Sysctl, or prefix that ends in *, which pods may set though it is not safe; may be repeated
     #[arg(long, env = "ORCH_ALLOWED_UNSAFE_SYSCTLS", value_name = "NAME", value_delimiter = ',')]
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -94,6 +107,9 @@ pub struct NodeSettings {
     /// Percent of the engine's disk down to which they are removed
     #[arg(long, env = "ORCH_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=99), value_name = "PERCENT")]
     pub image_gc_low_threshold: u64,
+    /// How long an image is unused before it is removed for that
+    #[arg(long, env = "ORCH_MINIMUM_IMAGE_TTL_DURATION", default_value = "2m", value_parser = duration, value_name = "TIME")]
+    pub minimum_image_ttl_duration: Duration,
     #[command(flatten)]
     pub cpu: CpuFlags,
     #[command(flatten)]

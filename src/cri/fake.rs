@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 
 use super::{
     CgroupDriver, ContainerDetail, ContainerSpec, ContainerSummary, EventStream, ExecControl, ExecSession, ExecSpec, Image,
-    PullProgress, RegistryAuth, Resources, Runtime, RuntimeError, RuntimeEvent, RuntimeInfo, SandboxSpec, State,
+    PullProgress, Pulled, RegistryAuth, Resources, Runtime, RuntimeError, RuntimeEvent, RuntimeInfo, SandboxSpec, State,
 };
 use crate::rt::clock::SharedClock;
 
@@ -203,6 +203,7 @@ impl Fake {
             labels: labels.clone(),
             state: State::Created,
             pid: None,
+            user: None,
             image: image.to_owned(),
             image_id,
             created_at: Some(now),
@@ -413,7 +414,7 @@ impl Runtime for Fake {
         };
         inner.images.insert(reference.to_owned(), image);
         drop(inner);
-        progress("Pull complete");
+        progress(Pulled { layers: 1, layers_done: 1, ..Pulled::default() });
         Ok(())
     }
 

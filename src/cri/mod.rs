@@ -33,6 +33,8 @@ pub mod labels {
     pub const OCI_RUNTIME: &str = "io.orch.oci-runtime";
     /// Hash of the container's spec: a change means a restart.
     pub const SPEC_HASH: &str = "io.orch.spec-hash";
+    /// `name@digest` of the image that a container was created from, if a registry gave it one.
+    pub const IMAGE_DIGEST: &str = "io.orch.image-digest";
 }
 
 /// What is known of the engine.
@@ -108,6 +110,8 @@ pub struct ContainerSpec {
     pub sandbox_id: String,
     /// Join the PID namespace of the sandbox.
     pub share_pid: bool,
+    /// The host's name is the container's: that of a pod on the host's network.
+    pub host_uts: bool,
     pub host_pid: bool,
     /// Join the PID namespace of this container instead.
     pub pid_of: Option<String>,
@@ -225,6 +229,15 @@ pub struct ContainerSummary {
     pub state: State,
 }
 
+/// Whom a process runs as, by numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// Ascending; the group above is among them where the engine puts it there.
+    pub groups: Vec<u32>,
+}
+
 /// A container in full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerDetail {
@@ -234,6 +247,8 @@ pub struct ContainerDetail {
     pub state: State,
     /// PID of its first process, in the host's namespace, while it runs.
     pub pid: Option<u32>,
+    /// Whom that process runs as, while it runs.
+    pub user: Option<ProcessUser>,
     /// The image as asked for.
     pub image: String,
     /// `sha256:…` of the image's configuration.
@@ -258,6 +273,17 @@ pub struct Image {
     pub size_bytes: u64,
     /// `uid[:gid]` or name of the image's user; "" is root.
     pub user: String,
+}
+
+impl Image {
+    /// `name@digest` as the registry knows the image that this reference means; `None` for one that came from no registry.
+    pub fn digest_of(&self, reference: &str) -> Option<&str> {
+        let name = reference.split('@').next().unwrap_or(reference);
+        let tag = name.rfind(':').filter(|at| !name[*at..].contains('/'));
+        let name = &name[..tag.unwrap_or(name.len())];
+        let of_name = self.digests.iter().find(|digest| digest.split('@').next() == Some(name));
+        of_name.or(self.digests.first()).map(String::as_str)
+    }
 }
 
 /// Credentials for a registry.
@@ -334,8 +360,17 @@ pub enum RuntimeError {
 /// A stream of the engine's news.
 pub type EventStream = Pin<Box<dyn Stream<Item = RuntimeEvent> + Send>>;
 
-/// Lines of a pull's progress, for events and logs.
-pub type PullProgress<'a> = &'a (dyn Fn(&str) + Send + Sync);
+/// How far a pull is. Bytes are those of the layers whose size is known, as the registry has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pulled {
+    pub layers: usize,
+    pub layers_done: usize,
+    pub bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Hears how far a pull is, often.
+pub type PullProgress<'a> = &'a (dyn Fn(Pulled) + Send + Sync);
 
 /// What runs containers. Every call is idempotent, has a deadline, and may be dropped at any await.
 #[async_trait]
@@ -378,4 +413,24 @@ pub trait Runtime: Send + Sync + 'static {
     async fn unpack_image(&self, image: &str, target: &Path) -> Result<(), RuntimeError>;
     /// Removes an image.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_the_digest_of_the_name_it_was_asked_for_by() {
+        let digests = ["other/app@sha256:1", "r.example:5000/team/app@sha256:2"].map(str::to_owned).to_vec();
+        let image = Image { digests, ..Image::default() };
+        for (reference, expected) in [
+            ("r.example:5000/team/app", "r.example:5000/team/app@sha256:2"),
+            ("r.example:5000/team/app:1", "r.example:5000/team/app@sha256:2"),
+            ("r.example:5000/team/app:1@sha256:2", "r.example:5000/team/app@sha256:2"),
+            ("mirrored/app:1", "other/app@sha256:1"),
+        ] {
+            assert_eq!(image.digest_of(reference), Some(expected), "{reference}");
+        }
+        assert_eq!(Image::default().digest_of("built-here:1"), None);
+    }
 }

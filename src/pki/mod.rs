@@ -204,6 +204,21 @@ pub fn pem_blocks(text: &str, label: &'static str) -> Result<Vec<Vec<u8>>, PkiEr
     if blocks.is_empty() { Err(PkiError::Pem(label)) } else { Ok(blocks) }
 }
 
+/// A block of PEM.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    const LINE: usize = 64;
+    let packed = STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut rest = packed.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(LINE.min(rest.len()));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text + &format!("-----END {label}-----\n")
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;

@@ -14,8 +14,6 @@ use crate::api::{ApiError, Kind, Object, meta, prune, schema};
 pub struct ApplyOptions {
     /// Take fields from other managers.
     pub force: bool,
-    /// Why the user may not create the object, where it is not there.
-    pub create_refused: Option<ApiError>,
 }
 
 /// How often an apply goes back and forth between create and update when others do the opposite.
@@ -37,7 +35,7 @@ impl Registry {
             if !outcome.as_ref().is_err_and(is_absent) || request.subresource.is_some() {
                 return outcome;
             }
-            if let Some(refused) = &options.create_refused {
+            if let Some(refused) = &request.create_refused {
                 return Err(refused.clone());
             }
             outcome = self.create_applied(request, config).await;

@@ -43,7 +43,6 @@ impl Registry {
             if !binding.uid().is_empty() {
                 pod.set(&["metadata", "uid"], binding.uid());
             }
-            pod.set(&["metadata", "generation"], old.generation() + 1);
             set_scheduled(&mut pod, &now);
             Ok(pod)
         })

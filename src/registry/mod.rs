@@ -135,6 +135,8 @@ pub struct WriteRequest {
     pub field_validation: FieldValidation,
     /// Who owns the fields that the write sets, where an object has owners; "" is `unknown`.
     pub field_manager: String,
+    /// Of a write that may create the object where it is not there: why the user may not.
+    pub create_refused: Option<ApiError>,
 }
 
 impl WriteRequest {
@@ -149,6 +151,7 @@ impl WriteRequest {
             dry_run: false,
             field_validation: FieldValidation::default(),
             field_manager: String::new(),
+            create_refused: None,
         }
     }
 }

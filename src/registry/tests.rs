@@ -69,6 +69,25 @@ fn names(listing: &Listing) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn who_may_not_create_does_so_by_no_other_verb() {
+    let bed = Bed::new().await;
+    let refused =
+        |plural: &str| WriteRequest { create_refused: Some(ApiError::bad_request("no")), ..bed.request(plural, "default", "a") };
+    let object = |kind: &str| {
+        let value = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "a", "namespace": "default"}});
+        serde_json::from_value::<Object>(value).unwrap()
+    };
+    let put = bed.registry.update(&refused("endpoints"), object("Endpoints")).await;
+    assert_eq!(put.unwrap_err().message, "no");
+    let applied = bed.registry.apply(&refused("configmaps"), &object("ConfigMap"), &ApplyOptions::default()).await;
+    assert_eq!(applied.unwrap_err().message, "no");
+    // What is there is changed all the same.
+    let made = bed.config_map("a", json!({})).await;
+    let changed = bed.registry.update(&refused("configmaps"), made).await;
+    assert!(changed.is_ok(), "{changed:?}");
+}
+
+#[tokio::test]
 async fn create_sets_what_the_system_sets() {
     let bed = Bed::new().await;
     let made = bed.create("configmaps", "default", json!({"metadata": {"generateName": "a-", "uid": "mine"}})).await.unwrap();
@@ -434,8 +453,6 @@ async fn an_apply_creates_and_from_then_on_every_writer_is_kept() {
             "replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
                 "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "main", "image": "nginx:1.14"}]}}}, "status": {}})
     };
-    let refused = ApplyOptions { create_refused: Some(ApiError::bad_request("no")), ..ApplyOptions::default() };
-    assert_eq!(bed.apply("deployments", "one", config(1), &refused).await.unwrap_err().message, "no");
     let made = bed.apply("deployments", "one", config(1), &plain).await.unwrap();
     assert_eq!((owners(&made), made.generation()), (vec!["one Apply -".to_owned()], 1));
     // The same again writes nothing.

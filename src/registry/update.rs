@@ -49,7 +49,10 @@ impl Registry {
         let fallback = (request.subresource.is_none() && creates_on_update(kind)).then(|| object.clone());
         match self.change(request, Trust::Client, |_, _| Ok(object.clone())).await {
             Err(error) if error.is_not_found() && error.details.kind == kind.names().plural => match fallback {
-                Some(object) if object.resource_version().is_empty() => self.create(request, object).await,
+                Some(object) if object.resource_version().is_empty() => match &request.create_refused {
+                    Some(refused) => Err(refused.clone()),
+                    None => self.create(request, object).await,
+                },
                 _ => Err(error),
             },
             outcome => outcome,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use tokio::sync::mpsc;
 
@@ -51,6 +51,7 @@ pub fn run(tasks: &TaskGroup, client: Client, config: SchedulerConfig) {
     let (binder, failed) = Binder::new(tasks, client.named("orch/scheduler"), config.clock, Arc::clone(&storage));
     let pods = config.informers.of::<Pod>().subscribe();
     let nodes = config.informers.of::<Node>().subscribe();
+    let namespaces = config.informers.of::<Namespace>().subscribe();
     let changes = VolumeChanges::new(&storage);
     let scheduler =
         Scheduler { snapshot: Snapshot::with_storage(Arc::clone(&storage) as _), queue: Queue::default(), binder, start: 0 };
@@ -58,7 +59,7 @@ pub fn run(tasks: &TaskGroup, client: Client, config: SchedulerConfig) {
     tasks.critical("scheduler", async move {
         let run = async {
             storage.synced().await;
-            scheduler.run(pods, nodes, changes, failed).await;
+            scheduler.run(pods, nodes, namespaces, changes, failed).await;
         };
         token.run_until_cancelled(run).await;
     });
@@ -133,14 +134,18 @@ impl Scheduler {
         mut self,
         mut pods: Subscription<Pod>,
         mut nodes: Subscription<Node>,
+        mut namespaces: Subscription<Namespace>,
         mut volumes: VolumeChanges,
         mut failed: mpsc::UnboundedReceiver<Failed>,
     ) {
-        if !self.fill(&mut pods, &mut nodes).await {
+        if !self.fill(&mut pods, &mut nodes, &mut namespaces).await {
             return;
         }
         loop {
             self.drain(&mut pods, &mut nodes, &mut failed);
+            while let Some(change) = namespaces.try_next() {
+                self.namespace_changed(change);
+            }
             if volumes.drain() {
                 self.queue.wake(set_of(BY_VOLUMES), clock::instant());
             }
@@ -164,6 +169,10 @@ impl Scheduler {
                     Some(change) => self.node_changed(change),
                     None => return,
                 },
+                change = namespaces.next() => match change {
+                    Some(change) => self.namespace_changed(change),
+                    None => return,
+                },
                 is_news = volumes.next() => match is_news {
                     true => self.queue.wake(set_of(BY_VOLUMES), clock::instant()),
                     false => return,
@@ -175,7 +184,19 @@ impl Scheduler {
     }
 
     /// Reads all nodes and pods before the first decision; whether the informers go on.
-    async fn fill(&mut self, pods: &mut Subscription<Pod>, nodes: &mut Subscription<Node>) -> bool {
+    async fn fill(
+        &mut self,
+        pods: &mut Subscription<Pod>,
+        nodes: &mut Subscription<Node>,
+        namespaces: &mut Subscription<Namespace>,
+    ) -> bool {
+        loop {
+            match namespaces.next().await {
+                None => return false,
+                Some(Change::Synced) => break,
+                Some(change) => self.namespace_changed(change),
+            }
+        }
         loop {
             match nodes.next().await {
                 None => return false,
@@ -240,6 +261,20 @@ impl Scheduler {
                 }
             }
             Change::Deleted(node) => self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or("")),
+            Change::Synced => {}
+        }
+    }
+
+    /// Labels of namespaces say which pods a term of affinity means.
+    fn namespace_changed(&mut self, change: Change<Namespace>) {
+        match change {
+            Change::Applied { new, .. } => {
+                let labels = new.metadata.labels.clone().unwrap_or_default();
+                if self.snapshot.namespaces.set(new.metadata.name.as_deref().unwrap_or(""), labels) {
+                    self.queue.wake(by_pods(HelpedBy::NewPods), clock::instant());
+                }
+            }
+            Change::Deleted(namespace) => self.snapshot.namespaces.remove(namespace.metadata.name.as_deref().unwrap_or("")),
             Change::Synced => {}
         }
     }

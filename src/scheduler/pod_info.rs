@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::resources::{self, Resources};
-use crate::api::selector::label::{Operator, Requirement, Selector};
+use super::snapshot::Namespaces;
+use crate::api::selector::label::Selector;
 
 /// A port of the host that a pod wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,21 +26,33 @@ impl HostPort {
     }
 }
 
-/// A required term of pod affinity or anti-affinity.
+/// A term of pod affinity or anti-affinity.
 #[derive(Debug, Clone)]
 pub struct AffinityTerm {
     pub selector: Selector,
-    /// Empty means all namespaces.
     pub namespaces: Vec<String>,
+    /// By labels of their namespaces, pods beside those of `namespaces`.
+    pub namespace_selector: Option<Selector>,
     pub topology_key: String,
 }
 
 impl AffinityTerm {
     /// Whether the term means this pod.
-    pub fn matches(&self, pod: &PodInfo) -> bool {
-        (self.namespaces.is_empty() || self.namespaces.iter().any(|namespace| namespace == pod.namespace()))
-            && self.selector.matches(pod.labels())
+    pub fn matches(&self, pod: &PodInfo, namespaces: &Namespaces) -> bool {
+        self.selector.matches(pod.labels())
+            && (self.namespaces.iter().any(|namespace| namespace == pod.namespace())
+                || self.namespace_selector.as_ref().is_some_and(|selector| {
+                    selector.is_everything() || namespaces.labels(pod.namespace()).is_some_and(|labels| selector.matches(labels))
+                }))
     }
+}
+
+/// What a pod would like to be near to, or far from.
+#[derive(Debug, Clone)]
+pub struct PreferredTerm {
+    pub term: AffinityTerm,
+    /// 1 to 100; below zero to stay away.
+    pub weight: i64,
 }
 
 /// A topology spread constraint with its selector parsed.
@@ -63,6 +77,7 @@ pub struct PodInfo {
     pub host_ports: Vec<HostPort>,
     pub affinity: Vec<AffinityTerm>,
     pub anti_affinity: Vec<AffinityTerm>,
+    pub preferred: Vec<PreferredTerm>,
     pub spread: Vec<SpreadConstraint>,
     /// The uid of the controller, by which pods without constraints of their own are spread.
     pub owner: Option<Arc<str>>,
@@ -74,14 +89,25 @@ impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let spec = pod.spec.as_ref();
         let affinity = spec.and_then(|spec| spec.affinity.as_ref());
-        let required = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
-        let required = required.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-        let anti = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
-        let anti = anti.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+        let (near, far) = (
+            affinity.and_then(|affinity| affinity.pod_affinity.as_ref()),
+            affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref()),
+        );
+        let required = near.and_then(|near| near.required_during_scheduling_ignored_during_execution.as_ref());
+        let anti = far.and_then(|far| far.required_during_scheduling_ignored_during_execution.as_ref());
+        let liked = near.and_then(|near| near.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let disliked = far.and_then(|far| far.preferred_during_scheduling_ignored_during_execution.as_ref());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-        let labels = pod.metadata.labels.as_ref();
         let terms = |terms: Option<&Vec<PodAffinityTerm>>| {
-            terms.into_iter().flatten().map(|term| affinity_term(term, namespace, labels)).collect()
+            terms.into_iter().flatten().map(|term| affinity_term(term, namespace)).collect()
+        };
+        let weighted = |terms: Option<&Vec<WeightedPodAffinityTerm>>, sign: i64| -> Vec<PreferredTerm> {
+            let terms = terms.into_iter().flatten();
+            let weigh = |weighted: &WeightedPodAffinityTerm| PreferredTerm {
+                term: affinity_term(&weighted.pod_affinity_term, namespace),
+                weight: i64::from(weighted.weight) * sign,
+            };
+            terms.map(weigh).collect()
         };
         let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
@@ -90,7 +116,8 @@ impl PodInfo {
             host_ports: spec.map(host_ports).unwrap_or_default(),
             affinity: terms(required),
             anti_affinity: terms(anti),
-            spread: constraints(spec, labels),
+            preferred: [weighted(liked, 1), weighted(disliked, -1)].concat(),
+            spread: constraints(spec),
             owner: owner.map(|owner| owner.uid.as_str().into()),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             pod,
@@ -141,44 +168,37 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     wanted.collect()
 }
 
-/// Adds the pod's own values of `matchLabelKeys` to a selector.
-fn with_label_keys(mut selector: Selector, keys: Option<&Vec<String>>, labels: Option<&BTreeMap<String, String>>) -> Selector {
-    for key in keys.into_iter().flatten() {
-        let value = labels.and_then(|labels| labels.get(key));
-        if let Some(Ok(requirement)) = value.map(|value| Requirement::new(key, Operator::In, vec![value.clone()])) {
-            selector.requirements.push(requirement);
-        }
+fn selector_of(selector: Option<&LabelSelector>) -> Selector {
+    match selector {
+        None => Selector::nothing(),
+        selector => Selector::from_typed(selector).unwrap_or_else(|_| Selector::nothing()),
     }
-    selector
 }
 
-fn affinity_term(term: &PodAffinityTerm, namespace: &str, labels: Option<&BTreeMap<String, String>>) -> AffinityTerm {
-    let selector = match &term.label_selector {
-        None => Selector::nothing(),
-        selector => Selector::from_typed(selector.as_ref()).unwrap_or_else(|_| Selector::nothing()),
-    };
+/// `matchLabelKeys` and the like are in the selector since the pod was created.
+fn affinity_term(term: &PodAffinityTerm, namespace: &str) -> AffinityTerm {
     let mut namespaces = term.namespaces.clone().unwrap_or_default();
     if namespaces.is_empty() && term.namespace_selector.is_none() {
         namespaces.push(namespace.to_owned());
     }
-    let selector = with_label_keys(selector, term.match_label_keys.as_ref(), labels);
-    AffinityTerm { selector, namespaces, topology_key: term.topology_key.clone() }
+    AffinityTerm {
+        selector: selector_of(term.label_selector.as_ref()),
+        namespaces,
+        namespace_selector: term.namespace_selector.as_ref().map(|selector| selector_of(Some(selector))),
+        topology_key: term.topology_key.clone(),
+    }
 }
 
-fn constraints(spec: Option<&PodSpec>, labels: Option<&BTreeMap<String, String>>) -> Vec<SpreadConstraint> {
+fn constraints(spec: Option<&PodSpec>) -> Vec<SpreadConstraint> {
     let all = spec.and_then(|spec| spec.topology_spread_constraints.as_ref()).into_iter().flatten();
-    all.map(|constraint| spread_constraint(constraint, labels)).collect()
+    all.map(spread_constraint).collect()
 }
 
-fn spread_constraint(constraint: &TopologySpreadConstraint, labels: Option<&BTreeMap<String, String>>) -> SpreadConstraint {
-    let selector = match &constraint.label_selector {
-        None => Selector::nothing(),
-        selector => Selector::from_typed(selector.as_ref()).unwrap_or_else(|_| Selector::nothing()),
-    };
+fn spread_constraint(constraint: &TopologySpreadConstraint) -> SpreadConstraint {
     SpreadConstraint {
         max_skew: i64::from(constraint.max_skew),
         topology_key: constraint.topology_key.clone(),
-        selector: with_label_keys(selector, constraint.match_label_keys.as_ref(), labels),
+        selector: selector_of(constraint.label_selector.as_ref()),
         is_required: constraint.when_unsatisfiable == "DoNotSchedule",
         min_domains: i64::from(constraint.min_domains.unwrap_or(1)),
         honors_affinity: constraint.node_affinity_policy.as_deref() != Some("Ignore"),

@@ -1,7 +1,7 @@
 //! The snapshot: every node with the pods on it, kept up to date change by change, and with the pods that were placed but whose
 //! binding the cache does not show yet.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -87,6 +87,31 @@ pub struct Spread {
     pub in_zone: HashMap<Arc<str>, i64>,
 }
 
+/// Labels of namespaces, by which terms of affinity select them.
+#[derive(Debug, Default)]
+pub struct Namespaces(HashMap<String, BTreeMap<String, String>>);
+
+impl Namespaces {
+    /// The labels of a namespace that is known.
+    pub fn labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
+        self.0.get(namespace)
+    }
+
+    /// Notes the labels of a namespace; whether they are new.
+    pub fn set(&mut self, namespace: &str, labels: BTreeMap<String, String>) -> bool {
+        let is_new = self.0.get(namespace) != Some(&labels);
+        if is_new {
+            self.0.insert(namespace.to_owned(), labels);
+        }
+        is_new
+    }
+
+    /// Forgets a namespace.
+    pub fn remove(&mut self, namespace: &str) {
+        self.0.remove(namespace);
+    }
+}
+
 /// All nodes. Slots are stable while a node or pods on it are known.
 #[derive(Debug, Default)]
 pub struct Snapshot {
@@ -99,6 +124,9 @@ pub struct Snapshot {
     owners: HashMap<Arc<str>, Spread>,
     /// Pods with required anti-affinity, which every later pod must respect.
     guarded: HashMap<String, usize>,
+    /// Pods that are drawn to others or would like to stay away from them, which counts in scores.
+    drawn: HashMap<String, usize>,
+    pub namespaces: Namespaces,
     /// Nodes that hold each image.
     image_nodes: HashMap<String, i64>,
     storage: StorageSlot,
@@ -153,6 +181,16 @@ impl Snapshot {
     /// Pods with required anti-affinity, and the nodes that they are on.
     pub fn guarded(&self) -> impl Iterator<Item = (&PodInfo, &NodeInfo)> {
         self.guarded.iter().filter_map(|(uid, slot)| Some((&**self.slots[*slot].pods.get(uid)?, &self.slots[*slot])))
+    }
+
+    /// Pods with affinity or preferences, and the nodes that they are on.
+    pub fn drawn(&self) -> impl Iterator<Item = (&PodInfo, &NodeInfo)> {
+        self.drawn.iter().filter_map(|(uid, slot)| Some((&**self.slots[*slot].pods.get(uid)?, &self.slots[*slot])))
+    }
+
+    /// Whether any pod has affinity or preferences.
+    pub fn has_drawn(&self) -> bool {
+        !self.drawn.is_empty()
     }
 
     /// How many nodes hold an image.
@@ -234,6 +272,9 @@ impl Snapshot {
         if !pod.anti_affinity.is_empty() {
             self.guarded.insert(pod.uid().to_owned(), slot);
         }
+        if !pod.affinity.is_empty() || !pod.preferred.is_empty() {
+            self.drawn.insert(pod.uid().to_owned(), slot);
+        }
         self.count_owner(&pod, slot, 1);
         self.slots[slot].add(pod);
     }
@@ -242,6 +283,7 @@ impl Snapshot {
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(slot) = self.placed.remove(uid) else { return false };
         self.guarded.remove(uid);
+        self.drawn.remove(uid);
         if let Some(pod) = self.slots[slot].remove(uid) {
             self.count_owner(&pod, slot, -1);
         }

@@ -44,7 +44,7 @@ pub struct RequestContext {
     pub user: Arc<UserInfo>,
     /// Query parameters in the order given, decoded.
     pub query: Vec<(String, String)>,
-    /// Of a patch that would create the object where it is not there: why the user may not.
+    /// Of a write that would create the object where it is not there: why the user may not.
     pub create_refused: Option<ApiError>,
 }
 

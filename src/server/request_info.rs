@@ -22,6 +22,8 @@ pub struct RequestInfo {
     pub name: String,
     /// Of a list or watch, as it was sent.
     pub label_selector: String,
+    /// The same.
+    pub field_selector: String,
     /// What follows the subresource (`…/proxy/a/b`), as it was sent, without the leading slash.
     pub rest: String,
 }
@@ -125,6 +127,7 @@ impl RequestInfo {
         if matches!(self.verb.as_str(), "get" | "watch") {
             self.name = value("fieldSelector").and_then(exact_name).unwrap_or_default();
             self.label_selector = value("labelSelector").unwrap_or("").to_owned();
+            self.field_selector = value("fieldSelector").unwrap_or("").to_owned();
         }
         self.verb = match self.verb.as_str() {
             "get" if value("watch").is_some_and(is_true) => "watch",

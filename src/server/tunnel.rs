@@ -2,12 +2,15 @@
 //! go back over it. A node without a tunnel (the one in this process) is dialled.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderValue, Response, StatusCode};
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +20,7 @@ use crate::api::status::Reason;
 use crate::http::connector::{ByteStream, Dial, Endpoint, dial};
 use crate::http::reverse::{self, PipeError, Pipes};
 use crate::http::{BoxError, HttpRequest, HttpResponse, empty, tunnel};
-use crate::rt::{TaskGroup, random};
+use crate::rt::{Backoff, TaskGroup, clock, random};
 
 /// Where a node opens its tunnel.
 pub const PATH: &str = "/orch/v1/tunnel";
@@ -25,6 +28,9 @@ pub const PATH: &str = "/orch/v1/tunnel";
 pub const SERVER_ID: &str = "orch-server-id";
 /// The servers that the node has a tunnel to already, separated by commas.
 pub const CONNECTED: &str = "orch-connected";
+
+/// How long a node that refuses connections is taken for one that is about to come: its agent, or this process, has just started.
+const COMING: Duration = Duration::from_secs(5);
 
 /// The tunnels that stand, by the name of the node.
 pub struct Tunnels {
@@ -124,14 +130,31 @@ impl Dial for Tunnels {
         }
         // A node that cannot be dialled may be about to open its tunnel: after a restart of this server, or of its own.
         tokio::select! {
-            dialled = straight(to) => dialled,
+            dialled = until_it_listens(to) => dialled,
             pipes = self.wait_for(node) => Ok(Box::new(pipes.open(&to.authority()).await?)),
         }
     }
 }
 
+/// Dials a node, again for a while when it is there but does not listen.
+async fn until_it_listens(to: &Endpoint) -> Result<Box<dyn ByteStream>, BoxError> {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+    let given_up_at = clock::instant() + COMING;
+    loop {
+        match dial(&to.host, to.port).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && clock::instant() < given_up_at => {
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            dialled => return told(to, dialled),
+        }
+    }
+}
+
 async fn straight(to: &Endpoint) -> Result<Box<dyn ByteStream>, BoxError> {
-    let dialled = dial(&to.host, to.port).await;
+    told(to, dial(&to.host, to.port).await)
+}
+
+fn told(to: &Endpoint, dialled: io::Result<TcpStream>) -> Result<Box<dyn ByteStream>, BoxError> {
     Ok(Box::new(dialled.map_err(|error| format!("dial tcp {}: connect: {error}", to.authority()))?))
 }
 

@@ -226,6 +226,12 @@ fn a_node_that_returns_in_time_keeps_its_pods() {
     wait_for("the pod to serve again", MINUTE, || if addresses() == ip { Ok(()) } else { Err(addresses()) });
     assert_eq!(agent.running("c"), before);
     assert_eq!(kubectl.jsonpath(&["pod", "web"], "{.status.containerStatuses[0].restartCount}"), "0");
+    // An agent that is just starting is waited for, and answers when it has found its pods again.
+    for _ in 0..3 {
+        agent.kill();
+        agent.start("");
+        assert_eq!(kubectl.run(["exec", "web", "--", "hostname"]), "web\n");
+    }
     // The node is gone for good: its pods are collected, and come back nowhere as nobody owns them.
     agent.stop();
     kubectl.run(["delete", "node", &agent.name]);

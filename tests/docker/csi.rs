@@ -85,8 +85,17 @@ impl Driver {
                 let topology = field(1, &[field(1, b"rack"), field(2, b"r1")].concat());
                 Ok([field(1, b"node-id"), vec![0x10, 7], field(3, &topology)].concat())
             }
-            // STAGE_UNSTAGE_VOLUME
-            "NodeGetCapabilities" => Ok(field(1, &field(1, &[0x08, 1]))),
+            // STAGE_UNSTAGE_VOLUME and EXPAND_VOLUME
+            "NodeGetCapabilities" => Ok([field(1, &field(1, &[0x08, 1])), field(1, &field(1, &[0x08, 3]))].concat()),
+            "NodeExpandVolume" => {
+                let size = decode(&message[&3][0])[&1][0].clone();
+                fs::write(
+                    self.folder.join(text(&message, 1)).join("size"),
+                    u64::from_le_bytes(size.try_into().unwrap()).to_string(),
+                )
+                .unwrap();
+                Ok(Vec::new())
+            }
             "NodeStageVolume" => {
                 let data = self.folder.join(text(&message, 1));
                 fs::create_dir_all(&data).unwrap();
@@ -197,6 +206,7 @@ fn a_driver_registers_attaches_stages_and_publishes() {
     let objects = format!(
         "{{apiVersion: v1, kind: List, items: [\
          {{apiVersion: storage.k8s.io/v1, kind: CSIDriver, metadata: {{name: {NAME}}}, spec: {{attachRequired: true, podInfoOnMount: true}}}}, \
+         {{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {{name: csi}}, provisioner: {NAME}, allowVolumeExpansion: true}}, \
          {{apiVersion: v1, kind: PersistentVolume, metadata: {{name: vol}}, spec: {{capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], \
            storageClassName: csi, csi: {{driver: {NAME}, volumeHandle: vol-1, volumeAttributes: {{tier: gold}}}}}}}}, \
          {{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: data}}, spec: {{storageClassName: csi, accessModes: [ReadWriteOnce], \
@@ -225,6 +235,20 @@ fn a_driver_registers_attaches_stages_and_publishes() {
     assert!(context.contains("tier=gold") && context.contains("csi.storage.k8s.io/pod.name=app"), "{context}");
     kubectl.run(["exec", "app", "--", "sh", "-c", "echo x > /data/file"]);
     assert_eq!(fs::read_to_string(driver.folder.join("vol-1/file")).unwrap(), "x\n");
+    // It grows while the pod runs: the test is the driver's resizer, the node does its part.
+    kubectl.run(["patch", "pvc", "data", "-p", "{\"spec\": {\"resources\": {\"requests\": {\"storage\": \"2Gi\"}}}}"]);
+    wait_for("the driver's resizer to be asked", MINUTE, || {
+        let seen = kubectl.run(["get", "events", "-o", "jsonpath={.items[*].reason}"]);
+        if seen.contains("ExternalExpanding") { Ok(()) } else { Err(seen) }
+    });
+    kubectl.run(["patch", "pv", "vol", "-p", "{\"spec\": {\"capacity\": {\"storage\": \"2Gi\"}}}"]);
+    let pending = "{\"status\": {\"conditions\": [{\"type\": \"FileSystemResizePending\", \"status\": \"True\"}]}}";
+    kubectl.run(["patch", "pvc", "data", "--subresource=status", "--type=merge", "-p", pending]);
+    wait_for("the claim to have grown", MINUTE, || {
+        let seen = kubectl.jsonpath(&["pvc", "data"], "{.status.capacity.storage} {.status.conditions}");
+        if seen.trim() == "2Gi" { Ok(()) } else { Err(seen) }
+    });
+    assert_eq!(fs::read_to_string(driver.folder.join("vol-1/size")).unwrap(), (2_u64 << 30).to_string());
     kubectl.run(["delete", "pod", "app"]);
     wait_for("the volume to be detached", MINUTE, || match kubectl.try_run(["get", "volumeattachments", "-o", "name"])? {
         none if none.is_empty() => Ok(()),
@@ -232,7 +256,7 @@ fn a_driver_registers_attaches_stages_and_publishes() {
     });
     let calls = driver.calls.lock().unwrap().clone();
     let order: Vec<&String> = calls.iter().filter(|call| call.starts_with("Node") && call.ends_with("Volume")).collect();
-    assert_eq!(order, ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"]);
+    assert_eq!(order, ["NodeStageVolume", "NodePublishVolume", "NodeExpandVolume", "NodeUnpublishVolume", "NodeUnstageVolume"]);
     let ours = cluster.folder.path().display().to_string();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.lines().any(|line| line.contains(&ours)), "{mounts}");

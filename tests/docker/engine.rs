@@ -10,25 +10,25 @@ use crate::support::{Cluster, docker, run, wait_for};
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// An engine of this test's own, beside the machine's. Pods need none of its networks.
-struct Engine {
+pub struct Engine {
     folder: tempfile::TempDir,
     child: Option<Child>,
 }
 
 impl Engine {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { folder: tempfile::Builder::new().prefix("orch-engine-").tempdir().unwrap(), child: None }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("unix://{}", self.path("docker.sock").display())
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = Command::new("dockerd");
         command.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "-H", &self.host()]);

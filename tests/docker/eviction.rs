@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::engine::Engine;
 use crate::pods;
 use crate::support::{Cluster, Kubectl, run, text, wait_for};
 
@@ -185,6 +186,8 @@ fn pods_that_use_up_what_is_theirs_do_not_touch_what_is_kept() {
     let kept = format!("--system-reserved=memory={}Mi", total_memory() / MIB - 2_048);
     let soft = [
         kept.as_str(),
+        // The cgroup of all pods is that of other clusters on this machine too: it is evictions that keep this one within its own.
+        "--enforce-node-allocatable=none",
         "--eviction-hard=",
         "--eviction-soft=allocatableMemory.available<1800Mi",
         "--eviction-soft-grace-period=allocatableMemory.available=3s",
@@ -193,7 +196,60 @@ fn pods_that_use_up_what_is_theirs_do_not_touch_what_is_kept() {
     memory_pressure(&soft, "1800Mi", 350, false);
 }
 
-/// Puts a small file system where the cluster keeps its data.
+/// Processes that run on the machine, threads counted.
+fn processes() -> u64 {
+    let load = fs::read_to_string("/proc/loadavg").unwrap();
+    load.split(' ').nth(3).unwrap().split('/').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_node_short_of_processes_ends_who_has_most() {
+    let number = |path: &str| fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap();
+    let most = number("/proc/sys/kernel/pid_max").min(number("/proc/sys/kernel/threads-max"));
+    // What others do on the machine at the same time takes some hundreds.
+    let threshold = most - processes() - 1_500;
+    let hard = format!("--eviction-hard=pid.available<{threshold}");
+    let cluster = Cluster::start_with(&[&hard, "--eviction-pressure-transition-period=15s"]);
+    cluster.wait_ready();
+    let node = Node::new(&cluster);
+    node.make("modest", json!({"containers": [{"name": "c"}]}));
+    node.until_running("modest");
+    let forks = "i=0; while [ $i -lt 2500 ]; do sleep 1000 & i=$((i+1)); done";
+    node.make("hog", json!({"containers": [{"name": "c", "command": forks}]}));
+    let message = node.until_evicted("hog");
+    let words = format!("The node was low on resource: pids. Threshold quantity: {threshold}, available: ");
+    assert!(message.starts_with(&words), "{message}");
+    node.until_condition("PIDPressure", "node.kubernetes.io/pid-pressure", true);
+    node.until_condition("PIDPressure", "node.kubernetes.io/pid-pressure", false);
+    assert_eq!(node.get("modest", "{.status.phase}"), "Running");
+}
+
+/// The engine's images and containers are on a small disk of their own.
+#[test]
+fn a_node_whose_engine_is_short_of_disk_ends_who_fills_it() {
+    let mut engine = Engine::new();
+    small_disk(&engine.path(""));
+    engine.start();
+    run("sh", ["-c", &format!("docker save busybox | docker -H {} load", engine.host())]);
+    let host = format!("--docker-host={}", engine.host());
+    let flags = ["--eviction-hard=imagefs.available<200Mi", "--eviction-pressure-transition-period=15s", &host];
+    let cluster = Cluster::start_with(&flags);
+    cluster.wait_ready();
+    let node = Node::new(&cluster);
+    node.make("modest", json!({"containers": [{"name": "c"}]}));
+    node.until_running("modest");
+    // Written into the container's own layer, which is where the images are.
+    node.make("hog", json!({"containers": [{"name": "c", "command": "dd if=/dev/zero of=/f bs=1M count=280 2>/dev/null"}]}));
+    let message = node.until_evicted("hog");
+    let words = "The node was low on resource: ephemeral-storage. Threshold quantity: 200Mi, available: ";
+    assert!(message.starts_with(words), "{message}");
+    node.until_condition("DiskPressure", "node.kubernetes.io/disk-pressure", true);
+    node.until_condition("DiskPressure", "node.kubernetes.io/disk-pressure", false);
+    assert_eq!(node.get("modest", "{.status.phase}"), "Running");
+    node.kubectl.run(["delete", "pod", "modest", "hog"]);
+}
+
+/// Puts a small file system where the cluster, or an engine, keeps its data.
 fn small_disk(folder: &Path) {
     let (image, data) = (folder.join("disk.img"), folder.join("data"));
     fs::File::create(&image).unwrap().set_len(512 * MIB).unwrap();
@@ -271,16 +327,6 @@ fn whole_cpus_are_nobody_elses() {
     until_allowed(&cluster, "after", &|seen| seen == online.trim());
 }
 
-/// A figure of a pod's cgroup: the file of cgroup v1 with its controller, and that of v2.
-fn cgroup(uid: &str, controller: &str, legacy: &str, unified: &str) -> String {
-    let root = Path::new("/sys/fs/cgroup");
-    let slice = format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
-    let pods = [format!("kubepods/burstable/pod{uid}"), slice];
-    let files = pods.iter().flat_map(|pod| [root.join(controller).join(pod).join(legacy), root.join(pod).join(unified)]);
-    let found: Vec<String> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
-    found.first().unwrap_or_else(|| panic!("no cgroup of {uid}")).trim().to_owned()
-}
-
 #[test]
 fn whole_pods_have_limits_and_are_resized() {
     let cluster = Cluster::start();
@@ -294,7 +340,7 @@ fn whole_pods_have_limits_and_are_resized() {
     assert_eq!(node.get("whole", "{.spec.resources.requests.cpu} {.spec.resources.requests.memory}"), "500m 16Mi");
     assert_eq!(node.get("whole", "{.status.qosClass}"), "Burstable");
     let uid = node.get("whole", "{.metadata.uid}");
-    let memory = || cgroup(&uid, "memory", "memory.limit_in_bytes", "memory.max");
+    let memory = || pods::cgroup(&uid, "memory", "memory.limit_in_bytes", "memory.max");
     assert_eq!(memory(), (64 * MIB).to_string());
     let in_container = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     assert_eq!(node.sh("whole", in_container), (64 * MIB).to_string(), "the pod's limit is its containers'");

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::pods;
 use crate::support::{Cluster, Kubectl, docker, sandbox_of, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -100,4 +103,50 @@ fn killing_orch_during_a_rollout_loses_nothing() {
             Err(format!("{images}; {containers} containers"))
         }
     });
+}
+
+#[test]
+fn whom_a_container_began_as_outlives_the_agent() {
+    let mut cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.33");
+    let wait_then_change = "while [ ! -e /tmp/go ]; do sleep 0.1; done; exec su -s /bin/sh nobody -c 'exec sleep 1000'";
+    let probe = json!({"readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1}});
+    pods::make(&kubectl, "p", json!({"containers": [pods::with(pods::shell("c", wait_then_change), probe)]}));
+    pods::until(&kubectl, "p", "{.status.phase}", "Running");
+    let user = || pods::get(&kubectl, "p", "{.status.containerStatuses[0].user.linux}");
+    let before = user();
+    assert!(before.contains("\"uid\":0"), "{before}");
+    pods::sh(&kubectl, "p", "touch /tmp/go");
+    wait_for("the process to become somebody else", MINUTE, || {
+        let now = pods::sh(&kubectl, "p", "grep Uid /proc/1/status");
+        if now.contains("65534") { Ok(()) } else { Err(now) }
+    });
+    cluster.kill();
+    cluster.spawn();
+    // The new agent looks at the pod, and brings what it sees to the API.
+    pods::sh(&kubectl, "p", "touch /tmp/ready");
+    pods::until_ready(&kubectl, "p");
+    assert_eq!(user(), before);
+}
+
+#[test]
+fn a_node_that_has_just_started_answers_about_its_pods() {
+    let mut cluster = Cluster::start();
+    let kubectl = cluster.kubectl("1.33");
+    deploy(&kubectl, "web", 5);
+    let pods = kubectl.jsonpath(&["pods", "-l", "app=web"], "{.items[*].metadata.name}");
+    for pod in pods.split(' ') {
+        cluster.kill();
+        cluster.spawn();
+        // The first that is asked of the API: nothing is tried twice.
+        assert_eq!(kubectl.run(["exec", pod, "--", "hostname"]).trim(), pod);
+        assert!(kubectl.run(["logs", pod]).contains("start worker process"));
+    }
+    cluster.kill();
+    cluster.spawn();
+    let path = format!("/api/v1/nodes/{}/proxy/containerLogs/default/none/c", cluster.node);
+    let refused = kubectl.fails(["get", "--raw", &path]);
+    assert!(refused.contains("NotFound"), "{refused}");
+    let pod = pods.split(' ').next().unwrap();
+    assert!(kubectl.run(["logs", pod]).contains("start worker process"));
 }

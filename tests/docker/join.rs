@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::host::Host;
-use crate::support::{Cluster, Kubectl, free_port, run, text, uninstall, wait_for};
+use crate::support::{Cluster, Kubectl, free_port, nothing_left, run, text, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const ORCH: &str = env!("CARGO_BIN_EXE_orch");
@@ -129,10 +129,15 @@ impl Drop for Node<'_> {
     fn drop(&mut self) {
         self.stop();
         let owner = std::fs::read_to_string(self.data().join("agent/owner")).unwrap_or_default();
-        if owner.is_empty() || self.host.is_some() {
+        if owner.is_empty() {
             return;
         }
-        uninstall(&self.data());
+        // The host and its engine go after this; what they share with the machine (cgroups) would stay.
+        let output = self.uninstall(&["--yes", "--keep-data"]);
+        if !output.status.success() {
+            eprintln!("orch uninstall: {}{}", text(&output.stdout), text(&output.stderr));
+        }
+        nothing_left(&self.data());
     }
 }
 

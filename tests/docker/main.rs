@@ -3,8 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod asked;
 mod away;
 mod badinput;
+mod certificates;
 mod csi;
 mod dns;
 mod engine;
@@ -18,7 +20,9 @@ mod join;
 mod podlife;
 mod pods;
 mod quickstart;
+mod random_outcome;
 mod random_pods;
+mod random_spec;
 mod services;
 mod storage;
 mod streams;

@@ -134,6 +134,7 @@ fn sidecars_come_first_and_go_last(world: &World<'_>) {
     world.make("p", spec).unwrap();
     world.until_ready("p");
     assert_eq!(world.get("p", "{.status.initContainerStatuses[*].started}"), "true false true");
+    assert_eq!(world.get("p", "{.status.initContainerStatuses[?(@.started)].user.linux.uid}"), "0 0");
     world.delete("p");
     let seen = fs::read_to_string(folder.join("log")).unwrap();
     assert_eq!(seen.lines().collect::<Vec<_>>(), ["s1 begins", "i ran", "s2 begins", "a begins", "a ends", "s2 ends", "s1 ends"]);
@@ -269,6 +270,9 @@ fn containers_are_confined_as_asked(world: &World<'_>) {
         world.sh("p", "id -u; id -g; id -G").split_whitespace().collect::<Vec<_>>(),
         ["1000", "2000", "2000", "3000", "4000"]
     );
+    let user = world.get("p", "{.status.containerStatuses[0].user.linux}");
+    let user: Value = serde_json::from_str(&user).unwrap();
+    assert_eq!(user, json!({"uid": 1000, "gid": 2000, "supplementalGroups": [2000, 3000, 4000]}));
     assert_eq!(world.sh("p", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/core/somaxconn"), "99\n77\n");
     assert!(world.sh("p", "touch /x 2>&1 || true").contains("Read-only"));
     let hosts = world.sh("p", "cat /etc/hosts");
@@ -341,6 +345,7 @@ fn debugging_shares_processes(world: &World<'_>) {
         world.until("p", &format!("{{.status.ephemeralContainerStatuses[{index}].state.terminated.reason}}"), "Completed");
         let seen = kubectl.run(["logs", "p", "-c", name]);
         assert!(seen.contains("sleep 1003"), "{seen}");
+        assert_eq!(world.get("p", &format!("{{.status.ephemeralContainerStatuses[{index}].user.linux.uid}}")), "0");
     }
     assert_eq!(world.get("p", "{.status.containerStatuses[0].restartCount}"), "0");
 }

@@ -1,5 +1,7 @@
 //! What the cases about pods share: manifests of busybox pods, and waiting on their statuses and events.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -94,4 +96,18 @@ pub fn sh(kubectl: &Kubectl, pod: &str, command: &str) -> String {
 /// The engine's id of a pod's first container.
 pub fn container_id(kubectl: &Kubectl, pod: &str) -> String {
     get(kubectl, pod, "{.status.containerStatuses[0].containerID}").trim_start_matches("docker://").to_owned()
+}
+
+/// A figure of a pod's cgroup: the file of cgroup v1 with its controller, and that of v2.
+pub fn cgroup(uid: &str, controller: &str, legacy: &str, unified: &str) -> String {
+    let root = Path::new("/sys/fs/cgroup");
+    let pods = ["", "burstable", "besteffort"].map(|class| {
+        let dash = if class.is_empty() { String::new() } else { format!("-{class}") };
+        let slice = format!("kubepods.slice/kubepods{dash}.slice/kubepods{dash}-pod{}.slice", uid.replace('-', "_"));
+        [format!("kubepods/{class}/pod{uid}"), slice.replace("kubepods.slice/kubepods.slice/", "kubepods.slice/")]
+    });
+    let files =
+        pods.iter().flatten().flat_map(|pod| [root.join(controller).join(pod).join(legacy), root.join(pod).join(unified)]);
+    let found: Vec<String> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    found.first().unwrap_or_else(|| panic!("no cgroup of {uid}")).trim().to_owned()
 }

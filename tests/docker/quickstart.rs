@@ -1,13 +1,14 @@
 //! The README's first command: a cluster of one, the example application on it, and its end; and every other example applies.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::support::{Cluster, docker, free_port, text};
+use crate::support::{Cluster, docker, free_port, run, text, uninstall};
 
 #[test]
 fn the_quick_start_runs_the_example_and_stops() {
     let folder = tempfile::Builder::new().prefix("orch-quickstart-").tempdir().unwrap();
+    let installed = Installed(folder.path().join("data"));
     let (port, kubelet) = (free_port().to_string(), free_port().to_string());
     let quickstart = |arguments: &[&str]| -> Output {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart"));
@@ -26,6 +27,20 @@ fn the_quick_start_runs_the_example_and_stops() {
     let stopped = quickstart(&["stop"]);
     assert!(stopped.status.success(), "{}", said(&stopped));
     assert_eq!(docker(["ps", "-aq", "--filter", &format!("label=io.orch.owner={owner}")]), "", "{}", said(&stopped));
+    drop(installed);
+    for (program, arguments) in [("ip", &["route"][..]), ("ip", &["address", "show", "lo"])] {
+        let left = run(program, arguments.iter());
+        assert!(!left.contains(" 10.90.0.") && !left.contains(" 10.91.0.10/"), "{program} {arguments:?}: {left}");
+    }
+}
+
+/// A data directory whose node is taken off the machine at the end: `quickstart stop` keeps what a next start finds again.
+struct Installed(PathBuf);
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        uninstall(&self.0);
+    }
 }
 
 #[test]

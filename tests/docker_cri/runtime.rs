@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use orch::cri::docker::{DEFAULT_SOCKET, Docker, DockerConfig};
 use orch::cri::{
-    ContainerSpec, EventStream, ExecSession, ExecSpec, Mount, Propagation, Resources, Runtime, RuntimeError, RuntimeEvent,
-    SandboxSpec, State, labels,
+    ContainerSpec, DeviceRequest, EventStream, ExecSession, ExecSpec, Mount, Propagation, Resources, Runtime, RuntimeError,
+    RuntimeEvent, SandboxSpec, State, labels,
 };
 use orch::rt::random;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -188,6 +188,12 @@ async fn errors_are_in_dockers_words() {
     assert!(detail.error.contains("/no/such/program"));
     let error = pod.docker.exec(&id, &ExecSpec { command: sh("true"), ..ExecSpec::default() }).await.err().unwrap();
     assert!(error.to_string().contains("is not running"), "{error}");
+    let mut spec = pod.container("gpu", "");
+    // What `nvidia.com/gpu: 1` asks of the engine; without NVIDIA's runtime it says that it has no such driver.
+    spec.devices = vec![DeviceRequest { driver: "nvidia".to_owned(), count: 1, capabilities: vec!["gpu".to_owned()] }];
+    let id = pod.docker.create_container(&spec).await.unwrap();
+    let error = pod.docker.start(&id).await.unwrap_err();
+    assert!(error.to_string().contains("could not select device driver \"nvidia\" with capabilities: [[gpu]]"), "{error}");
     let error = pod.docker.pull("localhost:1/none:2", None, &|_| ()).await.unwrap_err();
     assert!(error.to_string().contains("localhost:1"), "{error}");
     assert_eq!(pod.docker.image("no-such-image:1").await, Ok(None));

@@ -250,6 +250,23 @@ pub fn uninstall(data_dir: &Path) {
     if !output.status.success() {
         eprintln!("orch uninstall: {}{}", text(&output.stdout), text(&output.stderr));
     }
+    nothing_left(data_dir);
+}
+
+/// Fails a test whose node left cgroups of its pods or mounts on the machine.
+pub fn nothing_left(data_dir: &Path) {
+    if std::thread::panicking() {
+        return;
+    }
+    let pods = fs::read_dir(data_dir.join("agent/pods")).into_iter().flatten().flatten();
+    let uids: Vec<String> = pods.map(|pod| pod.file_name().to_string_lossy().into_owned()).collect();
+    let groups = run("sh", ["-c", "find /sys/fs/cgroup -maxdepth 6 -type d -path '*kubepods*pod*' 2>/dev/null || true"]);
+    let is_ours = |group: &&str| uids.iter().any(|uid| group.contains(uid.as_str()) || group.contains(&uid.replace('-', "_")));
+    let folder = data_dir.join("agent").display().to_string();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = mounts.lines().filter(|line| line.split(' ').nth(1).is_some_and(|point| point.starts_with(&folder)));
+    let left: Vec<&str> = groups.lines().filter(is_ours).chain(mounts).collect();
+    assert!(left.is_empty(), "the node of {folder} left behind: {left:#?}");
 }
 
 /// A real kubectl and a kubeconfig.

@@ -45,6 +45,8 @@ use signal::{Pressure, Signal};
 use state::{Finding, Observations, State};
 use threshold::{Settings, Threshold};
 
+pub use observe::processes;
+
 /// How often the node is looked at when nothing is heard: upstream's `evictionMonitoringPeriod`.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// News that follow each other faster are looked at together.

@@ -31,7 +31,7 @@ impl Places {
             (Signal::MemoryAvailable, observed(Signal::MemoryAvailable, available, capacity))
         });
         let pids =
-            read_pids().map(|(available, capacity)| (Signal::PidAvailable, observed(Signal::PidAvailable, available, capacity)));
+            processes().map(|(available, capacity)| (Signal::PidAvailable, observed(Signal::PidAvailable, available, capacity)));
         let node = of_space(Space::of(&self.data_dir), Signal::NodefsAvailable, Signal::NodefsInodesFree);
         let image = of_space(Space::of(&self.image_dir), Signal::ImagefsAvailable, Signal::ImagefsInodesFree);
         memory.into_iter().chain(pids).chain(node).chain(image).collect()
@@ -53,7 +53,7 @@ fn of_space(space: Space, bytes: Signal, inodes: Signal) -> impl Iterator<Item =
 }
 
 /// How many more processes the kernel takes, and how many it takes in all.
-fn read_pids() -> Option<(u64, u64)> {
+pub fn processes() -> Option<(u64, u64)> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     pids(&read("/proc/sys/kernel/pid_max")?, &read("/proc/sys/kernel/threads-max")?, &read("/proc/loadavg")?)
 }

@@ -15,9 +15,6 @@ use crate::agent::stats::filesystem::Space;
 use crate::cri::{Runtime, RuntimeError};
 use crate::rt::clock::SharedClock;
 
-/// An image rests this long before it may go.
-const MINIMUM_AGE: Duration = Duration::from_secs(120);
-
 /// When to remove images; parts of a hundred of the engine's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thresholds {
@@ -25,11 +22,13 @@ pub struct Thresholds {
     pub high_percent: u64,
     /// Down to it.
     pub low_percent: u64,
+    /// An image rests this long before it may go.
+    pub minimum_age: Duration,
 }
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self { high_percent: 85, low_percent: 80 }
+        Self { high_percent: 85, low_percent: 80, minimum_age: Duration::from_secs(120) }
     }
 }
 
@@ -79,7 +78,7 @@ impl Collector {
             return Ok(0);
         }
         tracing::info!(wanted_bytes = wanted, root = %root.display(), "the disk of images is over its threshold");
-        let freed = self.free(wanted, self.clock.now() - MINIMUM_AGE).await;
+        let freed = self.free(wanted, self.clock.now() - self.thresholds.minimum_age).await;
         if freed < wanted {
             return Err(format!(
                 "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
@@ -90,7 +89,7 @@ impl Collector {
 
     /// Removes all images that nobody uses, the youngest excepted: the node runs short of disk.
     pub async fn free_unused(&self) -> u64 {
-        self.free(u64::MAX, self.clock.now() - MINIMUM_AGE).await
+        self.free(u64::MAX, self.clock.now() - self.thresholds.minimum_age).await
     }
 
     /// Removes images that were last used before `before`, until this many bytes are free or there is nothing left to remove.
@@ -148,7 +147,7 @@ mod tests {
         let space = |available_bytes| Space { capacity_bytes: 1_000, available_bytes, ..Space::default() };
         let thresholds = Thresholds::default();
         assert_eq!([300, 151, 150, 0].map(|free| excess(space(free), thresholds)), [0, 0, 50, 200]);
-        assert_eq!(excess(space(0), Thresholds { high_percent: 100, low_percent: 80 }), 0);
+        assert_eq!(excess(space(0), Thresholds { high_percent: 100, ..thresholds }), 0);
         assert_eq!(excess(Space::default(), thresholds), 0);
     }
 
@@ -171,7 +170,7 @@ mod tests {
             Arc::clone(&clock) as _,
             Thresholds::default(),
         );
-        let rested = || clock.now() - MINIMUM_AGE;
+        let rested = || clock.now() - Thresholds::default().minimum_age;
         assert_eq!(collector.free(1, rested()).await, 0, "too young");
         clock.advance(Duration::from_secs(300));
         assert_eq!(collector.free(1, rested()).await, 1 << 20);

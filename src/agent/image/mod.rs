@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use self::ledger::Ledger;
 use self::registries::Registries;
 use super::pod::context::{EventSink, reference};
-use crate::cri::{Image, RegistryAuth, Runtime};
+use crate::cri::{Image, PullProgress, Pulled, RegistryAuth, Runtime};
 use crate::rt::backoff::exponential;
 use crate::rt::clock::{SharedClock, instant};
 
@@ -32,6 +32,8 @@ const BACKOFF_BASE: Duration = Duration::from_secs(10);
 const BACKOFF_CAP: Duration = Duration::from_secs(300);
 /// Pulls at one time from one registry; each already loads several layers. One that hangs holds up none but its own.
 const PARALLEL_PULLS: usize = 5;
+/// After how long a pull that is still under way is told of; then after twice as long, and so on.
+const FIRST_NEWS: Duration = Duration::from_secs(10);
 
 /// Why a container's image is not there; reason and message go into its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +107,11 @@ impl Images {
             return Err(failure);
         }
         event(false, "Pulling", &format!("Pulling image \"{reference_text}\""));
-        match self.pull(&reference_text, policy, auths).await {
+        let pulled = Mutex::new(Pulled::default());
+        let progress = |news| *pulled.lock() = news;
+        let pull = self.pull(&reference_text, policy, auths, &progress);
+        let say = || event(false, "Pulling", &format!("Pulling image \"{reference_text}\": {}", progress_words(*pulled.lock())));
+        match with_news(pull, say).await {
             Ok((image, took, waited)) => {
                 self.failed.lock().remove(&key);
                 let (took, waited, size) = (go_duration(took), go_duration(waited), image.size_bytes);
@@ -151,7 +157,13 @@ impl Images {
         self.runtime.image(image).await.map_err(|error| error.to_string())
     }
 
-    async fn pull(&self, image: &str, policy: &str, auths: &[RegistryAuth]) -> Result<(Image, Duration, Duration), String> {
+    async fn pull(
+        &self,
+        image: &str,
+        policy: &str,
+        auths: &[RegistryAuth],
+        progress: PullProgress<'_>,
+    ) -> Result<(Image, Duration, Duration), String> {
         let asked_at = instant();
         let turn = Arc::clone(self.turns.lock().entry(image.to_owned()).or_default());
         let _turn = turn.lock().await;
@@ -164,7 +176,7 @@ impl Images {
             return Ok((found, began_at.elapsed(), asked_at.elapsed()));
         }
         let was_there = self.look(image).await?.is_some();
-        let result = self.pull_from_any(image, auths).await;
+        let result = self.pull_from_any(image, auths, progress).await;
         self.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
         result?;
         if !was_there {
@@ -184,10 +196,10 @@ impl Images {
     }
 
     /// Pulls by the names of the mirrors and by the image's own; the words of the last failure are the image's own registry's.
-    async fn pull_from_any(&self, image: &str, auths: &[RegistryAuth]) -> Result<(), String> {
+    async fn pull_from_any(&self, image: &str, auths: &[RegistryAuth], progress: PullProgress<'_>) -> Result<(), String> {
         let mut result = Ok(());
         for source in self.registries.sources(image) {
-            result = self.pull_from(&source, auths).await;
+            result = self.pull_from(&source, auths, progress).await;
             match &result {
                 Ok(()) if source == image => {}
                 Ok(()) => {
@@ -207,7 +219,7 @@ impl Images {
     }
 
     /// Pulls by one name, with each of the credentials that fit its registry.
-    async fn pull_from(&self, source: &str, auths: &[RegistryAuth]) -> Result<(), String> {
+    async fn pull_from(&self, source: &str, auths: &[RegistryAuth], progress: PullProgress<'_>) -> Result<(), String> {
         let own = self.registries.login(source);
         let fitting = auths.iter().filter(|auth| fits(auth, source)).chain(&own);
         let mut tries: Vec<Option<&RegistryAuth>> = fitting.map(Some).collect();
@@ -216,13 +228,37 @@ impl Images {
         }
         let mut result = Ok(());
         for auth in tries {
-            let pulled = self.runtime.pull(source, auth, &|line| tracing::trace!(source, line, "pull")).await;
+            let pulled = self.runtime.pull(source, auth, progress).await;
             result = pulled.map_err(|error| error.to_string());
             if result.is_ok() {
                 break;
             }
         }
         result
+    }
+}
+
+/// Waits for a pull, and has said now and then, ever more rarely, that it is still under way.
+async fn with_news<T>(pull: impl Future<Output = T>, say: impl Fn()) -> T {
+    let mut pull = std::pin::pin!(pull);
+    let mut pause = FIRST_NEWS;
+    loop {
+        match tokio::time::timeout(pause, &mut pull).await {
+            Ok(done) => return done,
+            Err(_) => say(),
+        }
+        pause *= 2;
+    }
+}
+
+/// `1 of 3 layers, 12.5 MB of 40.0 MB`.
+fn progress_words(pulled: Pulled) -> String {
+    let mb = |bytes: u64| format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000);
+    match pulled {
+        Pulled { layers: 0, .. } => "no answer from the registry yet, or another pull comes first".to_owned(),
+        Pulled { layers, layers_done, bytes, total_bytes } => {
+            format!("{layers_done} of {layers} layers, {} of {}", mb(bytes), mb(total_bytes))
+        }
     }
 }
 
@@ -306,6 +342,16 @@ mod tests {
         }
         let hub = RegistryAuth { server_address: "https://index.docker.io/v1/".to_owned(), ..RegistryAuth::default() };
         assert!(fits(&hub, "nginx:1.14") && !fits(&hub, "quay.io/x/y"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_pulls_are_told_of_ever_more_rarely() {
+        let (said, begin) = (Mutex::new(Vec::new()), instant());
+        let pull = tokio::time::sleep(Duration::from_secs(100));
+        with_news(pull, || said.lock().push(begin.elapsed().as_secs())).await;
+        assert_eq!(*said.lock(), [10, 30, 70]);
+        let words = progress_words(Pulled { layers: 3, layers_done: 1, bytes: 12_540_000, total_bytes: 40_000_000 });
+        assert_eq!(words, "1 of 3 layers, 12.5 MB of 40.0 MB");
     }
 
     #[test]

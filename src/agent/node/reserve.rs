@@ -48,6 +48,12 @@ pub struct Reserve {
 }
 
 impl Reserve {
+    /// How many processes all pods together may have, where some are kept from them; `capacity` is how many there can be.
+    pub fn pids(&self, capacity: u64) -> Option<i64> {
+        let kept = self.system.pids.saturating_add(self.kube.pids);
+        (kept > 0).then(|| i64::try_from(capacity).unwrap_or(i64::MAX).saturating_sub(kept).max(0))
+    }
+
     /// What pods may have of a machine; no pod may count on the margins below which pods are evicted.
     pub fn allocatable(&self, capacity: &Capacity, eviction: &Settings) -> Capacity {
         let left = |all: i64, of: fn(&Amounts) -> i64, margin: i64| {

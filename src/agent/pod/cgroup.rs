@@ -1,20 +1,20 @@
-//! The cgroup of a pod, above those of its containers: its limits, and its removal (the engine makes it and leaves it behind).
+//! The cgroups above those of containers, a pod's and those of all pods of a class: their limits, and the removal of a pod's (the
+//! engine makes them and leaves them behind).
 
 use std::path::{Path, PathBuf};
 
-use super::resources::{QosClass, cgroup_parent};
+use super::resources::{QosClass, cgroup_parent, class_group};
 use crate::cri::{CgroupDriver, Resources};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The file that only the root of cgroup v2 has.
 const UNIFIED: &str = "cgroup.controllers";
 
-/// A pod's cgroup below the root of a hierarchy.
-fn relative(class: QosClass, uid: &str, driver: CgroupDriver) -> PathBuf {
-    let parent = cgroup_parent(class, uid, driver);
+/// A cgroup below the root of a hierarchy.
+fn relative(group: &str, driver: CgroupDriver) -> PathBuf {
     match driver {
-        CgroupDriver::Cgroupfs => PathBuf::from(parent.trim_start_matches('/')),
-        CgroupDriver::Systemd => systemd_path(&parent),
+        CgroupDriver::Cgroupfs => PathBuf::from(group.trim_start_matches('/')),
+        CgroupDriver::Systemd => systemd_path(group),
     }
 }
 
@@ -25,12 +25,12 @@ pub fn is_unified() -> bool {
 
 /// The directory of a pod's cgroup; `controller` says in which hierarchy of v1 ("" with v2).
 pub fn directory(class: QosClass, uid: &str, driver: CgroupDriver, controller: &str) -> PathBuf {
-    Path::new(ROOT).join(controller).join(relative(class, uid, driver))
+    Path::new(ROOT).join(controller).join(relative(&cgroup_parent(class, uid, driver), driver))
 }
 
-/// The directories of a pod's cgroup: one with cgroup v2, one a controller with v1.
-fn directories(class: QosClass, uid: &str, driver: CgroupDriver) -> Vec<PathBuf> {
-    directories_below(Path::new(ROOT), &relative(class, uid, driver))
+/// The directories of a cgroup: one with cgroup v2, one a controller with v1.
+fn directories(group: &str, driver: CgroupDriver) -> Vec<PathBuf> {
+    directories_below(Path::new(ROOT), &relative(group, driver))
 }
 
 fn directories_below(root: &Path, relative: &Path) -> Vec<PathBuf> {
@@ -50,8 +50,16 @@ fn systemd_path(slice: &str) -> PathBuf {
 
 /// Sets the pod's own limits where its cgroup is there. A controller that the kernel lacks is passed over.
 pub fn apply(class: QosClass, uid: &str, driver: CgroupDriver, resources: &Resources) {
-    let directories = directories(class, uid, driver);
-    directories.iter().filter(|directory| directory.exists()).for_each(|directory| limit(directory, resources));
+    apply_to(&cgroup_parent(class, uid, driver), driver, resources);
+}
+
+/// Sets the limits of all pods of a class together.
+pub fn apply_to_class(class: QosClass, driver: CgroupDriver, resources: &Resources) {
+    apply_to(&class_group(class, driver), driver, resources);
+}
+
+fn apply_to(group: &str, driver: CgroupDriver, resources: &Resources) {
+    directories(group, driver).iter().filter(|directory| directory.exists()).for_each(|directory| limit(directory, resources));
 }
 
 /// Writes limits into those files of either version that a directory has.
@@ -68,6 +76,7 @@ fn limit(directory: &Path, resources: &Resources) {
         ("cpu.weight", weight),
         ("cpu.max", quota.map(|quota| format!("{quota} {period}"))),
         ("memory.max", memory),
+        ("pids.max", resources.pids.map(|pids| pids.to_string())),
     ];
     let huge = resources.huge_pages.iter().flat_map(|(name, bytes)| {
         // `hugepages-2Mi` is the kernel's `hugetlb.2MB`.
@@ -78,16 +87,20 @@ fn limit(directory: &Path, resources: &Resources) {
     let settings = settings.into_iter().map(|(file, value)| (file.to_owned(), value));
     for (file, value) in settings.chain(huge) {
         let path = directory.join(file);
-        let Some(value) = value.filter(|_| path.exists()) else { continue };
+        let Some(value) = value else { continue };
+        match std::fs::read_to_string(&path) {
+            Ok(now) if now.trim() != value => {}
+            _ => continue,
+        }
         if let Err(error) = std::fs::write(&path, value) {
-            tracing::debug!(path = %path.display(), %error, "pod cgroup limit not set");
+            tracing::debug!(path = %path.display(), %error, "limit of a cgroup not set");
         }
     }
 }
 
 /// Removes the pod's cgroup, of whatever class the pod was; what is not there is passed over. Returns whether nothing is left.
 pub fn remove(uid: &str, driver: CgroupDriver) -> bool {
-    let all = QosClass::ALL.iter().flat_map(|class| directories(*class, uid, driver));
+    let all = QosClass::ALL.iter().flat_map(|class| directories(&cgroup_parent(*class, uid, driver), driver));
     // All are tried, also after one that stays.
     all.filter(|directory| directory.exists() && !remove_group(directory)).count() == 0
 }
@@ -130,15 +143,16 @@ mod tests {
             cpu_shares: Some(1_024),
             cpu_quota_us: Some(50_000),
             memory_bytes: Some(1 << 20),
+            pids: Some(100),
             huge_pages: vec![("hugepages-2Mi".to_owned(), 4 << 20)],
             ..Resources::default()
         };
-        let unified = ["cpu.weight", "cpu.max", "memory.max", "hugetlb.2MB.max"];
-        assert_eq!(limited(&unified, &resources), ["39", "50000 100000", "1048576", "4194304"]);
+        let unified = ["cpu.weight", "cpu.max", "memory.max", "pids.max", "hugetlb.2MB.max"];
+        assert_eq!(limited(&unified, &resources), ["39", "50000 100000", "1048576", "100", "4194304"]);
         let legacy =
             ["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes", "hugetlb.2MB.limit_in_bytes"];
         assert_eq!(limited(&legacy, &resources), ["1024", "100000", "50000", "1048576", "4194304"]);
-        assert_eq!(limited(&unified, &Resources::default()), ["", "", "", ""], "what has no limit stays as it is");
+        assert_eq!(limited(&unified, &Resources::default()), [""; 5], "what has no limit stays as it is");
     }
 
     #[test]
@@ -146,7 +160,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
         ["cpu", "memory"].into_iter().for_each(make);
-        let relative = relative(QosClass::Burstable, "a-b", CgroupDriver::Cgroupfs);
+        let relative = relative(&cgroup_parent(QosClass::Burstable, "a-b", CgroupDriver::Cgroupfs), CgroupDriver::Cgroupfs);
         let mut found = directories_below(root.path(), &relative);
         found.sort();
         assert_eq!(found, ["cpu", "memory"].map(|name| root.path().join(name).join("kubepods/burstable/poda-b")));

@@ -51,6 +51,8 @@ pub trait EventSink: Send + Sync + 'static {
 pub struct NodeOffer {
     pub allocatable: Allocatable,
     pub memory_bytes: i64,
+    /// Most processes of one pod.
+    pub max_pids: Option<i64>,
     pub cgroup_driver: CgroupDriver,
     pub can_lower_oom_score: bool,
     pub has_recursive_read_only: bool,

@@ -114,6 +114,9 @@ impl Dispatcher {
             Change::Synced => {
                 self.is_synced = true;
                 self.forget_missing(pods).await;
+                let present = pods.list();
+                let present = present.iter().chain(self.statics.values()).filter_map(|pod| pod.metadata.uid.clone());
+                self.context.pods.expect(present.filter(|uid| self.mailboxes.get(uid).is_some()));
                 let known = Arc::clone(&self.mailboxes);
                 self.context.cpus.retain(|uid| known.get(uid).is_some());
                 self.adopt_orphans().await;

@@ -28,7 +28,7 @@ mod resize;
 pub mod sandbox;
 mod start;
 pub mod statics;
-mod stop;
+pub mod stop;
 mod worker;
 
 #[cfg(test)]

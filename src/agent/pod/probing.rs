@@ -132,6 +132,7 @@ impl Probed {
             tokio::time::sleep(random::jitter(Duration::ZERO, 1.0).min(period)).await;
         }
         let mut threshold = Threshold::new(probe);
+        let mut told = None;
         let mut result = self.look(probe).await;
         loop {
             let (reason, message) = match &result {
@@ -144,7 +145,12 @@ impl Probed {
                 self.context.event(&self.pod, Some(self.member.name()), true, reason, &message);
             }
             match threshold.note(result.is_ok()) {
-                Some(verdict) if kind == Kind::Readiness => self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict)),
+                Some(verdict) if kind == Kind::Readiness => {
+                    // What the worker knows already would make it look at the whole pod once more.
+                    if told.replace(verdict) != Some(verdict) {
+                        self.mailbox.probe(&self.id, |news| news.is_ready = Some(verdict));
+                    }
+                }
                 Some(true) if kind == Kind::Startup => {
                     return self.mailbox.probe(&self.id, |news| news.is_started = Some(true));
                 }
@@ -175,14 +181,13 @@ impl Probed {
     /// next period to be found ready. Pauses double, so that it waits no longer than it took to start; looks between two periods
     /// that find nobody count as none, so thresholds mean what they mean upstream.
     async fn look_soon(&self, probe: &Probe, period: Duration) -> Result<Option<String>, Ill> {
-        let due = tokio::time::Instant::now() + period;
-        let mut pause = FIRST_PAUSE;
+        let (mut left, mut pause) = (period, FIRST_PAUSE);
         loop {
-            let left = due.saturating_duration_since(tokio::time::Instant::now());
             let result = self.look_after(probe, pause.min(left)).await;
             if pause >= left || !result.as_ref().is_err_and(|ill| ill.is_refused) {
                 return result;
             }
+            left -= pause;
             pause = (pause * 2).min(period / 4);
         }
     }

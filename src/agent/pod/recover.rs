@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, ContainerUser, Pod, PodStatus};
 
 use super::actions::Desire;
 use super::mailbox::ProbeNews;
@@ -10,7 +10,7 @@ use super::probing::{self, Probed};
 use super::sandbox::kept_address;
 use super::state::{Instance, ProbeState, Role, Unhealthy};
 use super::worker::Worker;
-use crate::cri::{ContainerDetail, State};
+use crate::cri::{ContainerDetail, ProcessUser, State};
 
 /// The exit code of a container of which nobody knows how it ended: as if it was killed.
 const UNKNOWN_EXIT_CODE: i32 = 137;
@@ -48,6 +48,9 @@ impl Worker {
                 Some(latest) => {
                     self.records.recover_backoff(&status.name, &latest);
                     let is_same = bare_id(status) == Some(latest.detail.id.as_str());
+                    if let Some(user) = status.user.as_ref().filter(|_| is_same).and_then(began_as) {
+                        self.runtime.began_as(&latest.detail.id, user);
+                    }
                     if is_same && self.has_probes(&status.name) {
                         let state = ProbeState { started: status.started == Some(true), ready: status.ready };
                         self.records.probes.entry(latest.detail.id).or_insert(state);
@@ -145,6 +148,13 @@ impl Worker {
     }
 }
 
+/// What the API was told of the user of a container.
+fn began_as(user: &ContainerUser) -> Option<ProcessUser> {
+    let linux = user.linux.as_ref()?;
+    let groups = linux.supplemental_groups.iter().flatten().map(|group| u32::try_from(*group).ok());
+    Some(ProcessUser { uid: linux.uid.try_into().ok()?, gid: linux.gid.try_into().ok()?, groups: groups.collect::<Option<_>>()? })
+}
+
 /// An instance that only the status in the API remembers.
 fn lost(status: &ContainerStatus) -> Instance {
     let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
@@ -159,6 +169,7 @@ fn lost(status: &ContainerStatus) -> Instance {
             labels: Default::default(),
             state: State::Exited,
             pid: None,
+            user: status.user.as_ref().and_then(began_as),
             image: status.image.clone(),
             image_id: status.image_id.clone(),
             created_at: started_at.map(|at| at.0),

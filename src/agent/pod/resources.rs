@@ -1,7 +1,7 @@
 //! A pod's resources: its quality-of-service class, its cgroup, and the kernel's limits for its containers. Pure functions; the
 //! formulas are those of the kubelet's `cm` and `qos` packages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
@@ -70,18 +70,25 @@ pub fn qos_class(pod: &Pod) -> QosClass {
 
 /// The pod's cgroup, in the form of the engine's cgroup driver.
 pub fn cgroup_parent(class: QosClass, uid: &str, driver: CgroupDriver) -> String {
-    let class = match class {
+    let parent = class_group(class, driver);
+    match driver {
+        CgroupDriver::Cgroupfs => format!("{parent}/pod{uid}"),
+        CgroupDriver::Systemd => format!("{}-pod{}.slice", parent.trim_end_matches(".slice"), uid.replace('-', "_")),
+    }
+}
+
+/// The cgroup in which the pods of a class are, in the form of the engine's cgroup driver. That of Guaranteed pods is above the others'.
+pub fn class_group(class: QosClass, driver: CgroupDriver) -> String {
+    let name = match class {
         QosClass::Guaranteed => "",
         QosClass::Burstable => "burstable",
         QosClass::BestEffort => "besteffort",
     };
     match driver {
-        CgroupDriver::Cgroupfs if class.is_empty() => format!("/kubepods/pod{uid}"),
-        CgroupDriver::Cgroupfs => format!("/kubepods/{class}/pod{uid}"),
-        CgroupDriver::Systemd => {
-            let class = if class.is_empty() { String::new() } else { format!("-{class}") };
-            format!("kubepods{class}-pod{}.slice", uid.replace('-', "_"))
-        }
+        CgroupDriver::Cgroupfs if name.is_empty() => "/kubepods".to_owned(),
+        CgroupDriver::Cgroupfs => format!("/kubepods/{name}"),
+        CgroupDriver::Systemd if name.is_empty() => "kubepods.slice".to_owned(),
+        CgroupDriver::Systemd => format!("kubepods-{name}.slice"),
     }
 }
 
@@ -151,11 +158,6 @@ pub fn pod_resources(pod: &Pod, has_own_cpus: bool) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::default() };
     let cpu = pod_limit(spec, "cpu", Quantity::milli_value).filter(|_| !has_own_cpus);
     let huge = |name: &str| pod_limit(spec, name, Quantity::value).map(|bytes| (name.to_owned(), bytes));
-    let names: std::collections::BTreeSet<&String> = containers(spec)
-        .flat_map(|container| container.resources.iter().flat_map(|resources| resources.limits.iter().flatten()))
-        .map(|(name, _)| name)
-        .filter(|name| name.starts_with("hugepages-"))
-        .collect();
     Resources {
         cpu_shares: Some(cpu_shares(of_pod(pod).cpu_millis)),
         cpu_quota_us: cpu.map(cpu_quota_us),
@@ -163,8 +165,14 @@ pub fn pod_resources(pod: &Pod, has_own_cpus: bool) -> Resources {
         memory_bytes: pod_limit(spec, "memory", Quantity::value),
         pids: None,
         cpuset: None,
-        huge_pages: names.into_iter().filter_map(|name| huge(name)).collect(),
+        huge_pages: huge_pages(spec).into_iter().filter_map(huge).collect(),
     }
+}
+
+/// The huge pages that a pod asks for, by the names of the resources.
+pub fn huge_pages(spec: &PodSpec) -> BTreeSet<&str> {
+    let limits = containers(spec).filter_map(|container| container.resources.as_ref()?.limits.as_ref());
+    limits.flatten().map(|(name, _)| name.as_str()).filter(|name| name.starts_with("hugepages-")).collect()
 }
 
 fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {

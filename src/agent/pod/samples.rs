@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::state::PodRuntime;
-use crate::cri::{ContainerDetail, State, labels};
+use crate::cri::{ContainerDetail, ProcessUser, State, labels};
 
 /// The second that tests call now.
 pub const NOW: i64 = 1_800_000_000;
@@ -59,6 +59,7 @@ pub fn detail(container: &str, attempt: u32, sandbox: &str, is: Is) -> Container
         labels: all,
         state,
         pid: (state == State::Running).then_some(42),
+        user: (state == State::Running).then(|| ProcessUser { uid: 1_000, gid: 3_000, groups: vec![3_000, 4_000] }),
         image: "nginx:1.14".to_owned(),
         image_id: "sha256:aa".to_owned(),
         created_at: Some(at(-60)),

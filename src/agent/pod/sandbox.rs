@@ -86,6 +86,10 @@ pub async fn bring_up(context: &Context, job: SandboxJob, progress: &ProgressSen
                 wanted.labels.insert(labels::OCI_RUNTIME.to_owned(), oci_runtime.clone());
                 wanted.oci_runtime.clone_from(&oci_runtime);
             }
+            // By its directory a pod is found that nobody else remembers: before the engine makes its cgroup there is one.
+            let directory = context.pod_dir(pod);
+            let made = tokio::fs::create_dir_all(&directory).await;
+            made.map_err(|error| format!("make {}: {error}", directory.display()))?;
             context.runtime.create_sandbox(&wanted).await.map_err(|error| error.to_string())?
         }
     };
@@ -167,6 +171,7 @@ pub async fn detach(context: &Context, uid: &str) -> Result<(), String> {
 }
 
 fn limit_pod(context: &Context, pod: &Pod, uid: &str) {
-    let limits = resources::pod_resources(pod, context.cpus.has_own(uid));
+    let mut limits = resources::pod_resources(pod, context.cpus.has_own(uid));
+    limits.pids = context.offer.max_pids;
     cgroup::apply(resources::qos_class(pod), uid, context.offer.cgroup_driver, &limits);
 }

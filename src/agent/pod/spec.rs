@@ -121,11 +121,12 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
         args: expand_all(&container.args),
         env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         working_dir: text(container.working_dir.as_ref()).to_owned(),
-        labels: container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id),
+        labels: container_labels(base_labels(pod, owner, "container", attempt), member, sandbox_id, image),
         mounts,
         host_devices,
         sandbox_id: sandbox_id.to_owned(),
         share_pid: spec.share_process_namespace == Some(true),
+        host_uts: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),
         pid_of: target_id,
         user,
@@ -154,13 +155,20 @@ pub fn container_spec(input: ContainerInput<'_>) -> Result<ContainerSpec, String
     })
 }
 
-fn container_labels(mut labels: BTreeMap<String, String>, member: &Member, sandbox_id: &str) -> BTreeMap<String, String> {
+fn container_labels(
+    mut labels: BTreeMap<String, String>,
+    member: &Member,
+    sandbox_id: &str,
+    image: &Image,
+) -> BTreeMap<String, String> {
+    let digest = image.digest_of(member.spec.image.as_deref().unwrap_or(""));
     let own = [
         (labels::CONTAINER_NAME, member.spec.name.as_str()),
         (labels::SANDBOX_ID, sandbox_id),
         (labels::SPEC_HASH, member.hash.as_str()),
     ];
-    labels.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let digest = digest.map(|digest| (labels::IMAGE_DIGEST, digest));
+    labels.extend(own.into_iter().chain(digest).map(|(name, value)| (name.to_owned(), value.to_owned())));
     labels
 }
 

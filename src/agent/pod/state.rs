@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use crate::cri::{ContainerDetail, State, labels};
+use crate::cri::{ContainerDetail, ProcessUser, State, labels};
 use crate::kinds::core::pod_spec::as_container;
 use crate::rt::backoff::exponential;
 
@@ -150,10 +150,20 @@ impl PodRuntime {
         };
         let mut instance = Instance::new(detail);
         if let Some(known) = list.iter().position(|known| known.detail.id == instance.detail.id) {
-            instance.message = list.remove(known).message;
+            let known = list.remove(known);
+            instance.message = known.message;
+            // As it began: a process may become somebody else, and one that has ended is nobody.
+            instance.detail.user = known.detail.user.or(instance.detail.user);
         }
         list.push(instance);
         list.sort_by_key(|instance| instance.attempt);
+    }
+
+    /// Notes whom the first process of an instance began as.
+    pub fn began_as(&mut self, id: &str, user: ProcessUser) {
+        if let Some(instance) = self.containers.values_mut().flatten().find(|instance| instance.detail.id == id) {
+            instance.detail.user = Some(user);
+        }
     }
 
     /// Forgets a container.

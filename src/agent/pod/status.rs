@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, ContainerUser,
+    HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,6 +18,7 @@ use super::recover::LOST;
 use super::resize::{Resizes, WHOLE_POD};
 use super::resources::qos_class;
 use super::state::{Instance, Member, PodRuntime, Records, Role};
+use crate::cri::{ContainerDetail, ProcessUser, labels};
 
 /// Why a pod was ended by the agent itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,16 +142,22 @@ fn container_status(o: &Observation<'_>, member: &Member) -> ContainerStatus {
         started: Some(probe.is_some_and(|probe| probe.started && member.role != Role::Init)).filter(|_| !is_ephemeral),
         restart_count: latest.map_or(0, |latest| i32::try_from(latest.attempt).unwrap_or(i32::MAX)),
         image: latest.map_or_else(|| member.spec.image.clone().unwrap_or_default(), |latest| latest.detail.image.clone()),
-        image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail.image_id)),
+        image_id: latest.map_or_else(String::new, |latest| image_id(&latest.detail)),
         container_id: latest.filter(|latest| !latest.detail.id.is_empty()).map(|latest| container_id(&latest.detail.id)),
         allocated_resources: granted.and_then(|granted| granted.requests.clone()),
         volume_mounts: some_unless_empty(
             member.spec.volume_mounts.iter().flatten().map(|mount| mount_status(o, mount)).collect(),
         ),
+        user: latest.and_then(|latest| latest.detail.user.as_ref()).map(user),
         stop_signal: member.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         resources,
         ..ContainerStatus::default()
     }
+}
+
+fn user(user: &ProcessUser) -> ContainerUser {
+    let supplemental_groups = some_unless_empty(user.groups.iter().map(|group| i64::from(*group)).collect());
+    ContainerUser { linux: Some(LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups }) }
 }
 
 fn mount_status(o: &Observation<'_>, mount: &VolumeMount) -> VolumeMountStatus {
@@ -174,8 +181,14 @@ fn container_id(id: &str) -> String {
     format!("docker://{id}")
 }
 
-fn image_id(id: &str) -> String {
-    if id.is_empty() || id.contains("://") { id.to_owned() } else { format!("docker://{id}") }
+/// The image as its registry knows it, or as the engine does: in the forms of `cri-dockerd`.
+fn image_id(detail: &ContainerDetail) -> String {
+    let id = &detail.image_id;
+    match detail.labels.get(labels::IMAGE_DIGEST) {
+        _ if id.is_empty() || id.contains("://") => id.clone(),
+        Some(digest) => format!("docker-pullable://{digest}"),
+        None => format!("docker://{id}"),
+    }
 }
 
 /// Why the container waits, if it does although it (perhaps) has an instance.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::samples::{Is, at, pod, runtime};
+use super::super::samples::{Is, at, detail, pod, runtime};
 use super::super::state::{ProbeState, RestartBackoff, Waiting, members};
 use super::*;
 
@@ -191,5 +191,25 @@ fn an_evicted_pod_has_failed_when_nothing_of_it_runs() {
         let disruption = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget").unwrap();
         assert_eq!((disruption.status.as_str(), disruption.reason.as_deref()), ("True", Some("TerminationByKubelet")));
         assert_eq!(disruption.message.as_deref(), Some("low"));
+    }
+}
+
+#[test]
+fn whom_a_container_runs_as() {
+    let user = |instances: &[(&str, u32, Is)]| {
+        let status = status(&one("Always"), Some(Is::Running), instances, &attached(), false);
+        serde_json::to_value(&status.container_statuses.unwrap()[0].user).unwrap()
+    };
+    let expected = json!({"linux": {"uid": 1_000, "gid": 3_000, "supplementalGroups": [3_000, 4_000]}});
+    assert_eq!(user(&[("web", 0, Is::Running)]), expected);
+    assert_eq!(user(&[]), Value::Null);
+    assert_eq!(user(&[("web", 0, Is::Exited(0, -1))]), Value::Null, "it was never seen running");
+    // What it began as stays, whomever it has become.
+    let mut runtime = runtime(Some(Is::Running), &[("web", 0, Is::Running)]);
+    let began = runtime.latest("web").unwrap().detail.user.clone();
+    let other = Some(ProcessUser { uid: 7, gid: 7, groups: Vec::new() });
+    for (is, now) in [(Is::Running, other), (Is::Exited(0, -1), None)] {
+        runtime.put(crate::cri::ContainerDetail { user: now, ..detail("web", 0, "POD-0", is) });
+        assert_eq!(runtime.latest("web").unwrap().detail.user, began);
     }
 }

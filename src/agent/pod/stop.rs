@@ -87,8 +87,8 @@ pub struct Teardown {
 }
 
 /// How often, and after how long, an ended pod's cgroup is tried again before its removal counts as failed.
-const CGROUP_LOOKS: u32 = 40;
-const CGROUP_LOOK: Duration = Duration::from_millis(25);
+pub const CGROUP_LOOKS: u32 = 40;
+pub const CGROUP_LOOK: Duration = Duration::from_millis(25);
 
 /// Takes down what a pod has beside its running containers. Can be done again after a failure.
 ///

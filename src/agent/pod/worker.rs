@@ -114,6 +114,8 @@ pub(super) struct Worker {
     /// Ids that the worker itself removes.
     pub removing: BTreeSet<String>,
     needs_refresh: bool,
+    /// Whether the runtime has told once what there is of the pod.
+    has_looked: bool,
     refresh_volumes: bool,
     pub is_patching: bool,
     is_deleted: bool,
@@ -161,6 +163,7 @@ impl Worker {
             probes: BTreeMap::new(),
             removing: BTreeSet::new(),
             needs_refresh: true,
+            has_looked: false,
             refresh_volumes: false,
             is_patching: false,
             is_deleted: false,
@@ -300,6 +303,7 @@ impl Worker {
         self.inspect(&known).await?;
         let is_first = self.needs_refresh;
         self.needs_refresh = false;
+        self.has_looked = true;
         if is_first {
             self.recover().await;
         }
@@ -520,7 +524,8 @@ impl Worker {
             (name.to_owned(), lookup)
         });
         let pod = Pod { status: Some(status.clone()), ..(*self.pod).clone() };
-        self.context.pods.publish(PodView { pod: Arc::new(pod), containers: containers.collect() });
+        let is_seen = self.has_looked;
+        self.context.pods.publish(PodView { pod: Arc::new(pod), containers: containers.collect(), is_seen });
     }
 
     /// Whether volumes are to be brought up to date; asked once a change.

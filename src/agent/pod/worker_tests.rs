@@ -141,7 +141,10 @@ fn world(spec: Value) -> World {
         clock: Arc::clone(&clock) as _,
         events: Arc::clone(&events) as _,
         network,
-        sources: Arc::new(Sources::new(&tasks, client.clone(), Informers::new(&tasks, client.clone()).of(), Arc::new(|_| ()))),
+        sources: {
+            let services = Informers::new(&tasks, client.clone()).of();
+            Arc::new(Sources::new(&tasks, client.clone(), "n1", services, Arc::new(|_| ())))
+        },
         volumes: {
             let drivers = crate::agent::csi::Drivers::new(directory.path(), "n1", client.clone(), &tasks);
             let csi = crate::agent::csi::CsiMounts::new(drivers, "n1", directory.path());
@@ -159,6 +162,7 @@ fn world(spec: Value) -> World {
         offer: NodeOffer {
             allocatable: Allocatable { cpu_milli: 2_000, memory_bytes: 1 << 30, ephemeral_storage_bytes: 1 << 30 },
             memory_bytes: 1 << 30,
+            max_pids: None,
             cgroup_driver: CgroupDriver::Cgroupfs,
             can_lower_oom_score: true,
             has_recursive_read_only: false,
@@ -325,6 +329,20 @@ async fn an_agent_that_comes_back_knows_the_pods_address_better_than_the_api() {
     let mut worker = Worker::new(Arc::clone(&world.context), Arc::new(Mailbox::default()), Arc::new(pod));
     worker.refresh().await.unwrap();
     assert_eq!(worker.records.pod_ip, Some("10.42.0.2".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_back_knows_from_the_api_whom_a_container_began_as() {
+    let world = world(one());
+    world.work();
+    world.until_ready().await;
+    let mut pod: Pod = serde_json::from_value(world.api.pod.lock().clone()).unwrap();
+    let statuses = pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+    statuses[0].user = serde_json::from_value(json!({"linux": {"uid": 5, "gid": 6, "supplementalGroups": [6, 7]}})).unwrap();
+    let mut worker = Worker::new(Arc::clone(&world.context), Arc::new(Mailbox::default()), Arc::new(pod));
+    worker.refresh().await.unwrap();
+    let began = worker.runtime.latest("web").unwrap().detail.user.clone();
+    assert_eq!(began, Some(crate::cri::ProcessUser { uid: 5, gid: 6, groups: vec![6, 7] }));
 }
 
 #[tokio::test]

@@ -404,7 +404,7 @@ mod tests {
             };
             let mut pod = k8s_openapi::api::core::v1::Pod::default();
             (pod.metadata.namespace, pod.metadata.name) = (Some(name()), Some(name()));
-            pods.publish(PodView { pod: Arc::new(pod), containers: [(name(), lookup)].into() });
+            pods.publish(PodView { pod: Arc::new(pod), containers: [(name(), lookup)].into(), is_seen: true });
         };
         publish(State::Running);
         std::fs::write(&path, "").unwrap();

@@ -70,6 +70,10 @@ impl KubeletServer {
         let mut request = HttpRequest::from_parts(asking, body);
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        // Asked right after the agent's start, the answer waits until the pod is found again.
+        if let ["containerLogs" | "exec" | "attach" | "portForward", namespace, pod, ..] = parts[..] {
+            self.pods.settled(namespace, pod).await;
+        }
         match parts[..] {
             ["containerLogs", namespace, pod, container] if is_read => self.logs(namespace, pod, container, &query).await,
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {

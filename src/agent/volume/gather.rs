@@ -1,18 +1,20 @@
-//! The content of volumes that come from the API: ConfigMap, Secret, downward API, and projections of all these, of tokens and of trust
-//! anchors.
+//! The content of volumes that come from the API: ConfigMap, Secret, downward API, and projections of all these, of tokens,
+//! trust anchors and certificates.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use futures_util::TryFutureExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    ClusterTrustBundleProjection, ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, PodCertificateProjection,
+    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 
 use super::atomic::{FileContent, Files};
+use super::certificate::Credentials;
 use super::{Volumes, is_local, trust};
 use crate::agent::pod::context::Context;
 use crate::agent::pod::fields::{field_value, resource_value};
@@ -27,7 +29,7 @@ pub struct Gathered {
     pub files: Files,
     /// Secrets never touch the disk.
     pub on_tmpfs: bool,
-    /// When a token in it must be renewed.
+    /// When a token or certificate in it must be renewed.
     pub renew_at: Option<Timestamp>,
 }
 
@@ -48,9 +50,10 @@ impl From<crate::agent::sources::SourceError> for GatherError {
     }
 }
 
-impl From<ClientError> for GatherError {
-    fn from(error: ClientError) -> Self {
-        let why = format!("failed to fetch token: {error}");
+impl GatherError {
+    /// What the API said, after `what` failed.
+    pub fn of_api(what: &str, error: &ClientError) -> Self {
+        let why = format!("{what}: {error}");
         // A server that is starting, stopping or has no quorum answers, but not yet.
         let refuses = error.api().is_some_and(|error| error.code < 500 && error.code != 429);
         if refuses { Self::Invalid(why) } else { Self::Unavailable(why) }
@@ -92,7 +95,7 @@ pub async fn gather(
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         ("kubernetes.io~downward-api", gatherer.downward(source.items.as_deref(), mode))
     } else if let Some(source) = &volume.projected {
-        ("kubernetes.io~projected", gatherer.projected(source).await)
+        ("kubernetes.io~projected", gatherer.projected(&volume.name, source).await)
     } else {
         return None;
     };
@@ -185,11 +188,23 @@ impl Gatherer<'_> {
         Ok(())
     }
 
-    async fn projected(&mut self, source: &ProjectedVolumeSource) -> Result<(), GatherError> {
+    async fn projected(&mut self, volume: &str, source: &ProjectedVolumeSource) -> Result<(), GatherError> {
         self.out.on_tmpfs = true;
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        for projection in source.sources.iter().flatten() {
+        let sources = || source.sources.iter().flatten();
+        // All are asked for before the first is waited for.
+        let certificates = sources().enumerate().filter_map(|(index, projection)| {
+            let wanted = projection.pod_certificate.as_ref()?;
+            let got = self.volumes.certificates.get(self.context, self.pod, (volume, index), wanted);
+            Some(got.map_ok(move |credentials| (wanted, credentials)))
+        });
+        let certificates = futures_util::future::join_all(certificates).await;
+        for projection in sources().filter(|projection| projection.pod_certificate.is_none()) {
             self.project(projection, mode).await?;
+        }
+        for certificate in certificates {
+            let (wanted, credentials) = certificate?;
+            self.certificate(wanted, credentials, mode)?;
         }
         Ok(())
     }
@@ -212,9 +227,31 @@ impl Gatherer<'_> {
 
     async fn token(&mut self, source: &ServiceAccountTokenProjection, mode: i32) -> Result<(), GatherError> {
         let now = self.context.clock.now();
-        let token = self.volumes.tokens.get(&self.context.client, self.pod, source, now).await?;
-        self.out.renew_at = Some(self.out.renew_at.map_or(token.renew_at, |known| known.min(token.renew_at)));
+        let token = self.volumes.tokens.get(&self.context.client, self.pod, source, now).await;
+        let token = token.map_err(|error| GatherError::of_api("failed to fetch token", &error))?;
+        self.renew_at(token.renew_at);
         self.put(&source.path, token.text.into_bytes(), self.private(mode))
+    }
+
+    fn certificate(&mut self, source: &PodCertificateProjection, credentials: Credentials, mode: i32) -> Result<(), GatherError> {
+        self.renew_at(credentials.renew_at);
+        let (key, chain, mode) = (credentials.key_pem, credentials.chain_pem, self.private(mode));
+        let files = [
+            (&source.credential_bundle_path, format!("{key}{chain}")),
+            (&source.key_path, key),
+            (&source.certificate_chain_path, chain),
+        ];
+        for (path, text) in files {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+                self.put(path, text.into_bytes(), mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Something in the volume must be renewed at this time.
+    fn renew_at(&mut self, at: Timestamp) {
+        self.out.renew_at = Some(self.out.renew_at.map_or(at, |known| known.min(at)));
     }
 
     async fn anchors(&mut self, source: &ClusterTrustBundleProjection, mode: i32) -> Result<(), GatherError> {

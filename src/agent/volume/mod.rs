@@ -12,8 +12,11 @@ use std::net::IpAddr;
 
 use super::csi::CsiMounts;
 use super::pod::context::{Context, MountedVolumes};
+use super::pod::resources::huge_pages;
 use crate::rt::TaskGroup;
 
+pub mod certificate;
+pub mod mounting;
 pub mod reclaim;
 pub mod sub_path;
 pub mod trust;
@@ -26,12 +29,12 @@ mod host_path;
 mod image;
 mod local_path;
 mod loop_device;
-mod mounting;
 mod ownership;
 mod persistent;
 mod token;
 mod tool;
 
+use certificate::Certificates;
 use gather::{GatherError, Gathered};
 use image::ImageVolumes;
 use local_path::LocalPaths;
@@ -58,9 +61,10 @@ pub enum VolumeError {
 /// Sets up and takes down the volumes of the node's pods.
 pub struct Volumes {
     tokens: Tokens,
+    certificates: Certificates,
     persistent: Persistent,
     images: ImageVolumes,
-    /// When a token in a pod's volumes must be renewed.
+    /// When a token or certificate in a pod's volumes must be renewed.
     renewals: Mutex<BTreeMap<String, Timestamp>>,
 }
 
@@ -69,6 +73,7 @@ impl Volumes {
     pub fn new(data_dir: &Path, storage_dir: PathBuf, csi: CsiMounts) -> Self {
         Self {
             tokens: Tokens::default(),
+            certificates: Certificates::default(),
             persistent: Persistent::new(LocalPaths::new(storage_dir, data_dir), csi, data_dir),
             images: ImageVolumes::new(data_dir),
             renewals: Mutex::default(),
@@ -121,7 +126,7 @@ impl Volumes {
         self.set_up(context, pod, pod_ip).await.map(drop)
     }
 
-    /// When the pod's volumes must be refreshed although nothing changes: a token in them grows old.
+    /// When the pod's volumes must be refreshed although nothing changes: a token or certificate in them grows old.
     pub fn renew_at(&self, uid: &str) -> Option<Timestamp> {
         self.renewals.lock().get(uid).copied()
     }
@@ -133,6 +138,7 @@ impl Volumes {
     pub async fn tear_down(&self, context: &Context, uid: &str) -> Result<(), VolumeError> {
         self.renewals.lock().remove(uid);
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         let pod_dir = context.pods_dir.join(uid);
         let failed = |why: String| VolumeError::TearDown { path: pod_dir.clone(), why };
         // Drivers unmount what they mounted before anything else is unmounted.
@@ -161,7 +167,9 @@ impl Volumes {
         let directory = |plugin: &str| context.pod_dir(pod).join("volumes").join(plugin).join(&volume.name);
         if let Some(empty_dir) = volume.empty_dir.clone() {
             let path = directory("kubernetes.io~empty-dir");
-            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group).map(|()| path)).await;
+            let pages = pod.spec.iter().flat_map(huge_pages).map(|name| name.trim_start_matches("hugepages-").to_owned());
+            let pages = pages.collect();
+            return blocking(move || empty_dir::set_up(&empty_dir, &path, fs_group, &pages).map(|()| path)).await;
         }
         if let Some(host_path) = volume.host_path.clone() {
             return blocking(move || host_path::check(&host_path)).await;

@@ -3,8 +3,9 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 
+use crate::api::Object;
 use crate::auth::{Attributes, decode};
-use crate::kinds::core;
+use crate::kinds::{certificates, core};
 use crate::store::Snapshot;
 
 /// Where a node opens its own tunnel; the handler takes the node's name from the user.
@@ -31,6 +32,8 @@ const PLAIN: &[(&str, &str, &str, &[&str])] = &[
     ("", "events", "", &["create", "update", "patch"]),
     ("events.k8s.io", "events", "", &["create", "update", "patch"]),
     ("certificates.k8s.io", "certificatesigningrequests", "", &["create", "get", "list", "watch"]),
+    // For its own pods alone, which admission sees to: the request's path does not say for which.
+    ("certificates.k8s.io", "podcertificaterequests", "", &["create"]),
     ("certificates.k8s.io", "clustertrustbundles", "", &["get", "list", "watch"]),
     ("node.k8s.io", "runtimeclasses", "", &["get", "list", "watch"]),
     ("storage.k8s.io", "csidrivers", "", &["get", "list", "watch"]),
@@ -75,6 +78,10 @@ pub(super) fn authorize(node: &str, wanted: &Attributes, snapshot: &Snapshot) ->
             wanted.label_selector == format!("{}={node}", crate::kinds::storage::local_path::NODE_LABEL)
         }
         ("", "persistentvolumes", "", "patch") => is_leaving(snapshot, node, name),
+        ("certificates.k8s.io", "podcertificaterequests", "", "get") => asked_by(snapshot, namespace, name, node),
+        ("certificates.k8s.io", "podcertificaterequests", "", "list" | "watch") => {
+            wanted.field_selector == format!("spec.nodeName={node}")
+        }
         ("storage.k8s.io", "volumeattachments", "", "get") => true,
         _ => return Verdict::NoOpinion(None),
     };
@@ -94,6 +101,13 @@ fn bound_here(snapshot: &Snapshot, namespace: &str, name: &str, node: &str) -> O
     let entry = snapshot.get(&format!("{}/{namespace}/{name}", core::pod::POD.bucket))?;
     let pod: Pod = decode(&entry)?;
     Some(pod.spec.and_then(|spec| spec.node_name).as_deref() == Some(node))
+}
+
+/// Whether the node asked for a pod's certificate.
+fn asked_by(snapshot: &Snapshot, namespace: &str, name: &str, node: &str) -> bool {
+    let bucket = certificates::pod_certificate_request::POD_CERTIFICATE_REQUEST.bucket;
+    let request = snapshot.get(&format!("{bucket}/{namespace}/{name}")).and_then(|entry| decode::<Object>(&entry));
+    request.is_some_and(|request| request.str_at(&["spec", "nodeName"]) == Some(node))
 }
 
 /// Whether one of the node's pods in a namespace satisfies `condition`.

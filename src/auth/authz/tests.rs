@@ -150,7 +150,12 @@ async fn a_node_reads_what_its_pods_refer_to() {
         ("core/pods/ns/a", json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": spec})),
         ("core/pods/ns/b", json!({"metadata": {"name": "b", "namespace": "ns"}, "spec": {"nodeName": "n2", "containers": []}})),
     ];
-    let authorizer = Authorizer::new(memory_with(&objects).await);
+    let asked = |node: &str| json!({"apiVersion": "certificates.k8s.io/v1", "kind": "PodCertificateRequest", "metadata": {}, "spec": {"nodeName": node}});
+    let requests = [
+        ("certificates.k8s.io/podcertificaterequests/ns/mine", asked("n1")),
+        ("certificates.k8s.io/podcertificaterequests/ns/other", asked("n2")),
+    ];
+    let authorizer = Authorizer::new(memory_with(&[&objects[..], &requests[..]].concat()).await);
     let node = UserInfo::new("system:node:n1", &["system:nodes"]);
     let table: &[(&str, &str, &str, &str, &str, bool)] = &[
         ("get", "", "secrets", "ns", "vol", true),
@@ -175,11 +180,22 @@ async fn a_node_reads_what_its_pods_refer_to() {
         ("update", "coordination.k8s.io", "leases", "default", "n1", false),
         ("get", "", "services", "", "", true),
         ("create", "", "namespaces", "", "", false),
+        ("create", "certificates.k8s.io", "podcertificaterequests", "ns", "", true),
+        ("get", "certificates.k8s.io", "podcertificaterequests", "ns", "mine", true),
+        ("get", "certificates.k8s.io", "podcertificaterequests", "ns", "other", false),
+        ("list", "certificates.k8s.io", "podcertificaterequests", "", "", false),
+        ("update", "certificates.k8s.io", "podcertificaterequests/status", "ns", "mine", false),
+        ("delete", "certificates.k8s.io", "podcertificaterequests", "ns", "mine", false),
     ];
     for (verb, group, resource, namespace, name, allowed) in table {
         let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
         let mut wanted = Attributes::resource(verb, group, resource, namespace, name);
         wanted.subresource = sub.to_owned();
         assert_eq!(authorizer.authorize(&node, &wanted).is_allowed(), *allowed, "{wanted:?}");
+    }
+    for (selector, allowed) in [("spec.nodeName=n1", true), ("spec.nodeName=n2", false), ("spec.nodeName!=n1", false)] {
+        let mut wanted = Attributes::resource("watch", "certificates.k8s.io", "podcertificaterequests", "", "");
+        wanted.field_selector = selector.to_owned();
+        assert_eq!(authorizer.authorize(&node, &wanted).is_allowed(), allowed, "{selector}");
     }
 }

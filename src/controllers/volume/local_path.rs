@@ -73,11 +73,17 @@ fn name_for(claim: &PersistentVolumeClaim) -> String {
 fn volume_for(claim: &PersistentVolumeClaim, class: &StorageClass, node: Option<&Node>) -> Result<PersistentVolume, Refusal> {
     let asked_node = binding::annotation(&claim.metadata, binding::SELECTED_NODE);
     let Some(asked_node) = asked_node.filter(|name| !name.is_empty()) else {
-        return Err(Refusal::Final("configuration error, no node was specified".to_owned()));
+        return Err(Refusal::Final("configuration error, no node was specified: the StorageClass of local volumes needs volumeBindingMode WaitForFirstConsumer".to_owned()));
     };
     let spec = claim.spec.as_ref();
     if spec.is_some_and(|spec| spec.selector.is_some()) {
         return Err(Refusal::Final("claim.Spec.Selector is not supported".to_owned()));
+    }
+    if spec.is_some_and(|spec| spec.data_source.is_some() || spec.data_source_ref.is_some()) {
+        return Err(Refusal::Final("claim.Spec.DataSource is not supported: a local volume begins empty".to_owned()));
+    }
+    if spec.is_some_and(|spec| spec.volume_attributes_class_name.as_ref().is_some_and(|name| !name.is_empty())) {
+        return Err(Refusal::Final("claim.Spec.VolumeAttributesClassName is not supported: a local volume has none".to_owned()));
     }
     let parameters = class.parameters.clone().unwrap_or_default();
     let kind = parameters.get(names::TYPE_PARAMETER).map_or(names::DIRECTORY, String::as_str);

@@ -15,7 +15,7 @@ use bollard::query_parameters::{
 };
 use jiff::Timestamp;
 
-use super::Engine;
+use super::{Engine, identity};
 use crate::cri::{
     ContainerDetail, ContainerSpec, ContainerSummary, Device, DeviceRequest, Mount, Propagation, Resources, RuntimeError,
     Seccomp, State, labels,
@@ -157,6 +157,7 @@ fn host_config(spec: &ContainerSpec, oom_score_adj: Option<i64>) -> HostConfig {
     HostConfig {
         network_mode: sandbox.clone(),
         ipc_mode: sandbox.clone(),
+        uts_mode: spec.host_uts.then(|| "host".to_owned()),
         pid_mode: if spec.host_pid { Some("host".to_owned()) } else { target.or_else(|| sandbox.filter(|_| spec.share_pid)) },
         mounts: Some(spec.mounts.iter().map(mount).collect()),
         devices: Some(spec.host_devices.iter().map(device).collect()),
@@ -273,6 +274,7 @@ fn detail(found: ContainerInspectResponse) -> ContainerDetail {
     // The engine reads its clock when the start is done; a process that was quicker ended before, by its own clock.
     let finished_at =
         time(state.finished_at.as_deref()).map(|end| if running { end } else { end.max(started_at.unwrap_or(end)) });
+    let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
     ContainerDetail {
         id: found.id.unwrap_or_default(),
         name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -283,7 +285,8 @@ fn detail(found: ContainerInspectResponse) -> ContainerDetail {
             Some(ContainerStateStatusEnum::EXITED) => State::Exited,
             _ => State::Unknown,
         },
-        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0),
+        pid,
+        user: pid.filter(|_| running).and_then(identity::of_process),
         image: config.image.unwrap_or_default(),
         image_id: found.image.unwrap_or_default(),
         created_at: time(found.created.as_deref()),

@@ -1,5 +1,6 @@
 //! Images: look up, pull, load, remove.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
 use super::Engine;
-use crate::cri::{Image, PullProgress, RegistryAuth, RuntimeError};
+use crate::cri::{Image, PullProgress, Pulled, RegistryAuth, RuntimeError};
 use crate::rt::limits::RUNTIME_CALL;
 
 /// A pull may take as long as it needs, but not be silent for longer than this.
@@ -64,12 +65,12 @@ impl Engine {
         let (name, tag) = name_and_tag(reference);
         let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
         let mut news = std::pin::pin!(client.create_image(Some(options), None, auth.map(credentials)));
+        let mut layers = Layers::default();
         loop {
             let next = async { news.next().await.transpose() };
-            match self.within("pull", PULL_SILENCE, next).await? {
-                Some(news) => report(&news, progress),
-                None => return Ok(()),
-            }
+            let Some(news) = self.within("pull", PULL_SILENCE, next).await? else { return Ok(()) };
+            layers.note(&news);
+            progress(layers.sum());
         }
     }
 
@@ -140,15 +141,46 @@ fn credentials(auth: &RegistryAuth) -> DockerCredentials {
     }
 }
 
-/// Layers report their bytes many times a second; what matters to a reader are the steps.
-fn report(news: &CreateImageInfo, progress: PullProgress<'_>) {
-    let Some(status) = &news.status else { return };
-    if matches!(status.as_str(), "Downloading" | "Extracting" | "Waiting") {
-        return;
+/// The layers of a pull, as the engine reports them one by one.
+#[derive(Debug, Default)]
+struct Layers(HashMap<String, Layer>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Layer {
+    bytes: u64,
+    total_bytes: u64,
+    is_done: bool,
+}
+
+impl Layers {
+    fn note(&mut self, news: &CreateImageInfo) {
+        let (Some(id), Some(status)) = (&news.id, &news.status) else { return };
+        // The first line has the tag where others have a layer.
+        if status.starts_with("Pulling from") {
+            return;
+        }
+        let layer = self.0.entry(id.clone()).or_default();
+        let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok());
+        let detail = news.progress_detail.as_ref();
+        match status.as_str() {
+            "Downloading" => {
+                layer.bytes = detail.and_then(|detail| number(detail.current)).unwrap_or(layer.bytes);
+                layer.total_bytes = detail.and_then(|detail| number(detail.total)).unwrap_or(layer.total_bytes);
+            }
+            "Verifying Checksum" | "Download complete" | "Extracting" => layer.bytes = layer.total_bytes,
+            "Pull complete" | "Already exists" => *layer = Layer { is_done: true, bytes: layer.total_bytes, ..*layer },
+            _ => {}
+        }
     }
-    match &news.id {
-        Some(id) => progress(&format!("{id}: {status}")),
-        None => progress(status),
+
+    fn sum(&self) -> Pulled {
+        let layers = self.0.values();
+        Pulled {
+            layers: self.0.len(),
+            layers_done: layers.clone().filter(|layer| layer.is_done).count(),
+            bytes: layers.clone().map(|layer| layer.bytes).sum(),
+            total_bytes: layers.map(|layer| layer.total_bytes).sum(),
+        }
     }
 }
 
@@ -179,6 +211,30 @@ mod tests {
         for (reference, name, tag) in cases {
             assert_eq!(name_and_tag(reference), (name, tag), "{reference}");
         }
+    }
+
+    #[test]
+    fn layers_add_up() {
+        let news = |id: &str, status: &str, detail: &str| -> CreateImageInfo {
+            let detail: serde_json::Value = serde_json::from_str(detail).unwrap();
+            serde_json::from_value(serde_json::json!({"id": id, "status": status, "progressDetail": detail})).unwrap()
+        };
+        let mut layers = Layers::default();
+        for (id, status, detail) in [
+            ("1.0", "Pulling from team/app", "{}"),
+            ("a", "Already exists", "{}"),
+            ("b", "Pulling fs layer", "{}"),
+            ("c", "Pulling fs layer", "{}"),
+            ("b", "Downloading", r#"{"current": 10, "total": 100}"#),
+            ("c", "Downloading", r#"{"current": 5, "total": 50}"#),
+            ("c", "Download complete", "{}"),
+            ("c", "Extracting", r#"{"current": 1, "total": 50}"#),
+        ] {
+            layers.note(&news(id, status, detail));
+        }
+        assert_eq!(layers.sum(), Pulled { layers: 3, layers_done: 1, bytes: 60, total_bytes: 150 });
+        layers.note(&news("c", "Pull complete", "{}"));
+        assert_eq!(layers.sum().layers_done, 2);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod exec;
 mod hijack;
+mod identity;
 mod image;
 mod info;
 mod pause;

@@ -32,6 +32,8 @@ fn body(spec: &SandboxSpec, can_lower_oom_score: bool) -> ContainerCreateBody {
     let host_config = HostConfig {
         network_mode: mode(spec.host_network, "none"),
         ipc_mode: mode(spec.host_ipc, "shareable"),
+        // The host's network comes with the host's name.
+        uts_mode: spec.host_network.then(|| "host".to_owned()),
         pid_mode: spec.host_pid.then(|| "host".to_owned()),
         sysctls: Some(spec.sysctls.clone().into_iter().collect::<HashMap<_, _>>()),
         cgroup_parent: Some(spec.cgroup_parent.clone()),
@@ -51,7 +53,6 @@ fn body(spec: &SandboxSpec, can_lower_oom_score: bool) -> ContainerCreateBody {
     };
     ContainerCreateBody {
         image: Some(pause::IMAGE.to_owned()),
-        // The host's network namespace comes with the host's name.
         hostname: (!spec.host_network && !spec.hostname.is_empty()).then(|| spec.hostname.clone()),
         user: Some(USER.to_owned()),
         labels: Some(spec.labels.clone().into_iter().collect()),

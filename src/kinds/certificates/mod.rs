@@ -8,7 +8,7 @@ use crate::api::field::{FieldError, Path};
 use crate::kinds::check::required;
 
 /// The name of a signer: a domain and a path.
-fn signer_name(errors: &mut Vec<FieldError>, path: &Path, signer: &str) {
+pub(super) fn signer_name(errors: &mut Vec<FieldError>, path: &Path, signer: &str) {
     if required(errors, path, signer) && !signer.contains('/') {
         let why = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
         errors.push(FieldError::invalid(path.clone(), signer, why));

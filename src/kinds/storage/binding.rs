@@ -121,6 +121,13 @@ pub fn differs_in_mode(volume: &PersistentVolume, claim: &PersistentVolumeClaim)
     claim.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref()).unwrap_or("Filesystem") != of_volume
 }
 
+/// Whether the two differ in their class of attributes; "" is none.
+fn differs_in_attributes(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let of_volume = volume.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_deref());
+    let of_claim = claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_deref());
+    of_volume.unwrap_or("") != of_claim.unwrap_or("")
+}
+
 fn modes(modes: Option<&Vec<String>>) -> &[String] {
     modes.map_or(&[], Vec::as_slice)
 }
@@ -148,6 +155,8 @@ pub fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Opt
         "requested PV is too small"
     } else if volume_class(volume) != claim_class(claim) {
         "storageClassName does not match"
+    } else if differs_in_attributes(volume, claim) {
+        "volumeAttributesClassName does not match"
     } else if differs_in_mode(volume, claim) {
         "incompatible volumeMode"
     } else if !offers_modes(volume, claim) {
@@ -203,6 +212,7 @@ pub fn best<'a>(
         if matches!(seeker, Seeker::Binder { is_delayed: true })
             || !is_available
             || volume_class(volume) != class
+            || differs_in_attributes(volume, claim)
             || !selector.matches(&volume.metadata.labels)
             || !fits_node(volume)
         {

@@ -1,6 +1,6 @@
-//! InterPodAffinity: required affinity and anti-affinity between pods.
+//! InterPodAffinity: required affinity and anti-affinity between pods; and where they would like to be, for the score of that name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Cycle, Filter, HelpedBy, NodeInfo, Reason};
 use crate::scheduler::pod_info::{AffinityTerm, PodInfo};
@@ -9,7 +9,7 @@ use crate::scheduler::snapshot::Snapshot;
 pub(super) const FILTER: Filter = Filter { name: "InterPodAffinity", passes, explain, helped_by: HelpedBy::NewPods };
 
 /// Topology keys with their values, worked out once a pod.
-pub(super) struct Pairs<'a> {
+pub(in crate::scheduler) struct Pairs<'a> {
     /// Where pods with anti-affinity to this one run.
     guarded: HashSet<(&'a str, &'a str)>,
     /// Where pods run to which this one has anti-affinity.
@@ -18,13 +18,19 @@ pub(super) struct Pairs<'a> {
     wanted: Vec<HashSet<&'a str>>,
     /// The pod is the first of a group that wants to be together: any node with the keys does.
     is_first: bool,
+    /// How much this pod and others would like it to be there; below zero, not to be.
+    liked: HashMap<(&'a str, &'a str), i64>,
 }
+
+/// What the required affinity of a placed pod counts in the scores of one that it is drawn to (upstream
+/// `hardPodAffinityWeight`).
+const REQUIRED_WEIGHT: i64 = 1;
 
 impl<'a> Pairs<'a> {
     pub(super) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
         let mut guarded = HashSet::new();
         for (other, node) in snapshot.guarded() {
-            for term in other.anti_affinity.iter().filter(|term| term.matches(pod)) {
+            for term in other.anti_affinity.iter().filter(|term| term.matches(pod, &snapshot.namespaces)) {
                 guarded.extend(node.label(&term.topology_key).map(|value| (term.topology_key.as_str(), value)));
             }
         }
@@ -34,19 +40,58 @@ impl<'a> Pairs<'a> {
         }
         // All terms must match a pod for it to count, as upstream has it.
         let wanted: Vec<HashSet<&str>> = pod.affinity.iter().map(|term| values_of_all(term, pod, snapshot)).collect();
-        let is_first = wanted.iter().all(HashSet::is_empty) && pod.affinity.iter().all(|term| term.matches(pod));
-        Self { guarded, avoided, wanted, is_first }
+        let is_first =
+            wanted.iter().all(HashSet::is_empty) && pod.affinity.iter().all(|term| term.matches(pod, &snapshot.namespaces));
+        Self { guarded, avoided, wanted, is_first, liked: liked(pod, snapshot) }
     }
+
+    /// Whether anybody would like the pod to be somewhere, or not to be.
+    pub(in crate::scheduler) fn has_likes(&self) -> bool {
+        !self.liked.is_empty()
+    }
+
+    /// How much the pod and others would like it to be on a node.
+    pub(in crate::scheduler) fn likes(&self, node: &NodeInfo) -> i64 {
+        let on_node = self.liked.iter().filter(|((key, value), _)| node.label(key) == Some(value));
+        on_node.fold(0, |sum, (_, weight)| sum.saturating_add(*weight))
+    }
+}
+
+/// What this pod prefers, and what placed pods that are drawn to it, or prefer to be away from it, do.
+fn liked<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> HashMap<(&'a str, &'a str), i64> {
+    let mut liked: HashMap<(&str, &str), i64> = HashMap::new();
+    let mut add = |key: &'a str, node: &'a NodeInfo, weight: i64| {
+        if let Some(value) = node.label(key) {
+            *liked.entry((key, value)).or_default() += weight;
+        }
+    };
+    for preferred in &pod.preferred {
+        for node in snapshot.nodes() {
+            let matching = node.pods.values().filter(|other| preferred.term.matches(other, &snapshot.namespaces)).count();
+            if matching > 0 {
+                let count = i64::try_from(matching).unwrap_or(i64::MAX);
+                add(&preferred.term.topology_key, node, preferred.weight.saturating_mul(count));
+            }
+        }
+    }
+    for (other, node) in snapshot.drawn() {
+        let required = other.affinity.iter().map(|term| (term, REQUIRED_WEIGHT));
+        let preferred = other.preferred.iter().map(|preferred| (&preferred.term, preferred.weight));
+        for (term, weight) in required.chain(preferred).filter(|(term, _)| term.matches(pod, &snapshot.namespaces)) {
+            add(&term.topology_key, node, weight);
+        }
+    }
+    liked
 }
 
 /// The values of the term's key where a pod runs that matches the term.
 fn values<'a>(term: &AffinityTerm, snapshot: &'a Snapshot) -> HashSet<&'a str> {
-    let has_match = |node: &&NodeInfo| node.pods.values().any(|other| term.matches(other));
+    let has_match = |node: &&NodeInfo| node.pods.values().any(|other| term.matches(other, &snapshot.namespaces));
     snapshot.nodes().filter(has_match).filter_map(|node| node.label(&term.topology_key)).collect()
 }
 
 fn values_of_all<'a>(term: &AffinityTerm, pod: &PodInfo, snapshot: &'a Snapshot) -> HashSet<&'a str> {
-    let matches_all = |other: &PodInfo| pod.affinity.iter().all(|term| term.matches(other));
+    let matches_all = |other: &PodInfo| pod.affinity.iter().all(|term| term.matches(other, &snapshot.namespaces));
     let has_match = |node: &&NodeInfo| node.pods.values().any(|other| matches_all(other));
     snapshot.nodes().filter(has_match).filter_map(|node| node.label(&term.topology_key)).collect()
 }

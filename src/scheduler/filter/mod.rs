@@ -7,6 +7,7 @@ use super::pod_info::PodInfo;
 use super::snapshot::{NodeInfo, Snapshot};
 use super::volumes::Claims;
 
+mod dynamic_resources;
 mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
@@ -41,7 +42,7 @@ impl Reason {
 pub struct Cycle<'a> {
     pub pod: &'a PodInfo,
     spread: Vec<pod_topology_spread::Domains<'a>>,
-    affinity: inter_pod_affinity::Pairs<'a>,
+    pub(super) affinity: inter_pod_affinity::Pairs<'a>,
     /// The pod's claims and what they mean.
     pub claims: Claims,
     has_exclusive_conflict: bool,
@@ -97,6 +98,7 @@ pub struct Filter {
 pub const FILTERS: &[Filter] = &[
     node_unschedulable::FILTER,
     node_name::FILTER,
+    dynamic_resources::FILTER,
     taint_toleration::FILTER,
     node_affinity::FILTER,
     node_ports::FILTER,

@@ -4,6 +4,7 @@ use super::filter::Cycle;
 use super::snapshot::Snapshot;
 
 mod image_locality;
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_resources;
 mod pod_topology_spread;
@@ -23,6 +24,8 @@ pub enum Scale {
     Least,
     /// The smallest number is the best, the rest between it and the biggest.
     Between,
+    /// The biggest number is the best and the smallest is 0, also below zero.
+    Range,
 }
 
 /// One score.
@@ -41,6 +44,7 @@ pub const SCORES: &[Score] = &[
     taint_toleration::SCORE,
     node_affinity::SCORE,
     pod_topology_spread::SCORE,
+    inter_pod_affinity::SCORE,
     node_resources::LEAST_ALLOCATED,
     node_resources::BALANCED_ALLOCATION,
     image_locality::SCORE,
@@ -69,6 +73,7 @@ fn normalize(numbers: &mut [i64], scale: Scale) {
             Scale::None => *number,
             Scale::Most => (MAX * *number).checked_div(most).unwrap_or(0),
             Scale::Least => MAX - (MAX * *number).checked_div(most).unwrap_or(0),
+            Scale::Range => (MAX * (*number - least)).checked_div(most - least).unwrap_or(0),
             Scale::Between => (MAX * (most + least - *number)).checked_div(most).unwrap_or(MAX),
         };
     }
@@ -83,9 +88,13 @@ mod tests {
 
     #[test]
     fn numbers_scale() {
-        for (scale, expected) in
-            [(Scale::None, [1, 2, 4]), (Scale::Most, [25, 50, 100]), (Scale::Least, [75, 50, 0]), (Scale::Between, [100, 75, 25])]
-        {
+        for (scale, expected) in [
+            (Scale::None, [1, 2, 4]),
+            (Scale::Most, [25, 50, 100]),
+            (Scale::Least, [75, 50, 0]),
+            (Scale::Between, [100, 75, 25]),
+            (Scale::Range, [0, 33, 100]),
+        ] {
             let mut numbers = [1, 2, 4];
             normalize(&mut numbers, scale);
             assert_eq!(numbers, expected, "{scale:?}");

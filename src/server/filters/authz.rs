@@ -20,6 +20,7 @@ pub fn attributes(info: &RequestInfo) -> Attributes {
         subresource: info.subresource.clone(),
         name: info.name.clone(),
         label_selector: info.label_selector.clone(),
+        field_selector: info.field_selector.clone(),
         path: info.path.clone(),
         is_resource: true,
     }
@@ -34,9 +35,10 @@ pub(super) fn authorize(server: &Server, user: &UserInfo, info: &RequestInfo) ->
     }
 }
 
-/// Why a server-side apply may not create the object; `None` for other requests too.
+/// Why a server-side apply, or a PUT, may not create the object; `None` for other requests too.
 pub(super) fn refuses_create(server: &Server, user: &UserInfo, info: &RequestInfo, request: &HttpRequest) -> Option<ApiError> {
-    if info.verb != "patch" || !negotiate::is_apply(request.headers()) {
+    let may_create = info.verb == "update" || (info.verb == "patch" && negotiate::is_apply(request.headers()));
+    if !may_create || !info.subresource.is_empty() {
         return None;
     }
     authorize(server, user, &RequestInfo { verb: "create".to_owned(), ..info.clone() }).err()

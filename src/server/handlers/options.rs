@@ -115,7 +115,7 @@ pub fn apply(context: &RequestContext) -> Result<ApplyOptions, ApiError> {
         let error = FieldError::required(Path::new("fieldManager"), "is required for apply patch");
         return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
-    Ok(ApplyOptions { force: context.flag("force"), create_refused: context.create_refused.clone() })
+    Ok(ApplyOptions { force: context.flag("force") })
 }
 
 /// Checks that a patch that is no apply does not ask for force.

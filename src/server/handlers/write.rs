@@ -58,6 +58,7 @@ impl Call<'_> {
             dry_run,
             field_validation: options::field_validation(self.context)?,
             field_manager,
+            create_refused: self.context.create_refused.clone(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Pod: containers that run together on a node.
 
+mod label_keys;
 mod print;
 mod qos;
 pub mod resources;
@@ -64,6 +65,7 @@ fn default(pod: &mut Pod) {
 }
 
 fn prepare_create(pod: &mut Pod) {
+    label_keys::merge(pod);
     let spec = pod.spec.get_or_insert_default();
     defaults::service_account(spec);
     let is_gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());

@@ -127,6 +127,20 @@ fn pod_term(errors: &mut Errors, path: &Path, term: &PodAffinityTerm) {
             label_selector(errors, &path.child(name), selector);
         }
     }
+    for (name, keys) in [("matchLabelKeys", &term.match_label_keys), ("mismatchLabelKeys", &term.mismatch_label_keys)] {
+        let path = path.child(name);
+        let keys = keys.as_deref().unwrap_or_default();
+        if !keys.is_empty() && term.label_selector.is_none() {
+            errors.push(FieldError::forbidden(path.clone(), "must not be specified when labelSelector is not set"));
+        }
+        for (index, key) in keys.iter().enumerate() {
+            rule(errors, &path.index(index), key, names::qualified_name);
+            if name == "matchLabelKeys" && term.mismatch_label_keys.iter().flatten().any(|other| other == key) {
+                let why = "exists in both matchLabelKeys and mismatchLabelKeys";
+                errors.push(FieldError::invalid(path.index(index), key.as_str(), why));
+            }
+        }
+    }
     for namespace in term.namespaces.iter().flatten() {
         required_rule(errors, &path.child("namespace"), namespace, names::dns1123_label);
     }

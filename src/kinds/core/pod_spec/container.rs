@@ -132,6 +132,7 @@ pub fn common(errors: &mut Errors, path: &Path, container: &Container, pod: &Pod
     volume_devices(errors, &path.child("volumeDevices"), devices, mounts, pod);
     if let Some(requirements) = &container.resources {
         resources::requirements(errors, &path.child("resources"), requirements);
+        resources::claims(errors, &path.child("resources"), requirements, pod.spec);
     }
     for (index, policy) in container.resize_policy.iter().flatten().enumerate() {
         let path = path.child("resizePolicy").index(index);
@@ -171,6 +172,11 @@ fn ports(errors: &mut Errors, path: &Path, ports: &[ContainerPort], pod: &Pod<'_
             errors.push(FieldError::invalid(path.child("hostPort"), host_port, why));
         }
         required_one_of(errors, &path.child("protocol"), str_of(&each.protocol), &["SCTP", "TCP", "UDP"]);
+        let host_ip = str_of(&each.host_ip);
+        if !host_ip.is_empty() && host_ip.parse::<std::net::Ipv4Addr>().is_err() {
+            let why = "must be a valid IPv4 address: pods have no others that a port could lead to";
+            errors.push(FieldError::invalid(path.child("hostIP"), host_ip, why));
+        }
     }
 }
 

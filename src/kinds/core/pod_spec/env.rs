@@ -93,7 +93,12 @@ pub(super) fn field_ref(errors: &mut Errors, path: &Path, field: &ObjectFieldSel
     {
         return;
     }
-    let path = path.child("fieldPath");
+    let (version, path) = (str_of(&field.api_version), path.child("fieldPath"));
+    if version != "v1" {
+        let why = format!("error converting fieldPath: unsupported pod version: {version}");
+        errors.push(FieldError::invalid(path, field.field_path.as_str(), why));
+        return;
+    }
     match subscript(&field.field_path) {
         Some(("metadata.annotations", key)) => rule(errors, &path, &key.to_lowercase(), names::qualified_name),
         Some(("metadata.labels", key)) => rule(errors, &path, key, names::qualified_name),

@@ -9,6 +9,7 @@ pub mod resources;
 pub mod scheduling;
 pub mod security;
 pub mod template;
+pub mod unsupported;
 pub mod validate;
 pub mod volume;
 pub mod volume_defaults;

@@ -1,6 +1,6 @@
 //! Checks of requests and limits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
-use crate::kinds::check::{Errors, rule};
+use crate::kinds::check::{Errors, required_rule, rule, str_of, unique};
 
 const STANDARD: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 
@@ -90,9 +90,42 @@ pub fn requirements(errors: &mut Errors, path: &Path, resources: &ResourceRequir
             _ => {}
         }
     }
-    let claims = resources.claims.iter().flatten().enumerate();
-    for (index, claim) in claims.filter(|(_, claim)| claim.name.is_empty()) {
-        errors.push(FieldError::required(path.child("claims").index(index).child("name"), claim.name.as_str()));
+    let has = |kind: fn(&str) -> bool| limits.keys().chain(requests.keys()).any(|name| kind(name));
+    if has(|name| name.starts_with("hugepages-")) && !has(|name| matches!(name, "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path.clone(), "HugePages require cpu or memory"));
+    }
+}
+
+/// Checks the claims of devices that a container uses: each is one of its pod's.
+pub fn claims(errors: &mut Errors, path: &Path, resources: &ResourceRequirements, spec: &PodSpec) {
+    let mut seen = HashSet::new();
+    for (index, claim) in resources.claims.iter().flatten().enumerate() {
+        let path = path.child("claims").index(index);
+        if claim.name.is_empty() {
+            errors.push(FieldError::required(path.child("name"), ""));
+        } else if !spec.resource_claims.iter().flatten().any(|known| known.name == claim.name) {
+            errors.push(FieldError::not_found(path.child("name"), claim.name.as_str()));
+        }
+        if !seen.insert((&claim.name, str_of(&claim.request))) {
+            errors.push(FieldError::duplicate(path, claim.name.as_str()));
+        }
+    }
+}
+
+/// Checks the claims of devices of a pod (upstream `validatePodResourceClaims`).
+pub fn claims_of_pod(errors: &mut Errors, path: &Path, spec: &PodSpec) {
+    let mut seen = HashSet::new();
+    for (index, claim) in spec.resource_claims.iter().flatten().enumerate() {
+        let path = path.index(index);
+        required_rule(errors, &path.child("name"), &claim.name, names::dns1123_label);
+        unique(errors, &path.child("name"), &mut seen, &claim.name);
+        let (name, template) = (str_of(&claim.resource_claim_name), str_of(&claim.resource_claim_template_name));
+        let wrong = match (name.is_empty(), template.is_empty()) {
+            (true, true) => "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            (false, false) => "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            _ => continue,
+        };
+        errors.push(FieldError::invalid(path, claim.name.as_str(), wrong));
     }
 }
 

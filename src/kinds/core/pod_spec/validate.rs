@@ -1,6 +1,6 @@
 //! Checks of a pod's specification (upstream `ValidatePodSpec`).
 
-use k8s_openapi::api::core::v1::{PodSpec, Volume};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements, Volume};
 
 use super::container::{self, Pod};
 use super::{Holder, affinity, as_container, resources, scheduling, security, volume};
@@ -37,6 +37,7 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &PodSpec, holder: Holder, mo
         errors.push(FieldError::invalid(path.child("activeDeadlineSeconds"), seconds, why));
     }
     host_aliases(errors, &path.child("hostAliases"), spec);
+    resources::claims_of_pod(errors, &path.child("resourceClaims"), spec);
     if let Some(policy) = &spec.preemption_policy {
         one_of(errors, &path.child("preemptionPolicy"), policy, &["Never", "PreemptLowerPriority"]);
     }
@@ -162,7 +163,7 @@ fn ephemeral_containers(errors: &mut Errors, path: &Path, pod: &Pod<'_>) {
             ("startupProbe", ephemeral.startup_probe.is_some()),
             ("lifecycle", ephemeral.lifecycle.is_some()),
             ("resizePolicy", ephemeral.resize_policy.is_some()),
-            ("resources", ephemeral.resources.as_ref().is_some_and(|all| all.limits.is_some() || all.requests.is_some())),
+            ("resources", ephemeral.resources.as_ref().is_some_and(|all| *all != ResourceRequirements::default())),
             ("restartPolicy", ephemeral.restart_policy.is_some()),
             ("restartPolicyRules", ephemeral.restart_policy_rules.is_some()),
         ];

@@ -4,20 +4,25 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource,
-    ProjectedVolumeSource, Volume, VolumeProjection,
+    PersistentVolumeClaimTemplate, PodCertificateProjection, ProjectedVolumeSource, Volume, VolumeProjection,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use super::Holder;
 use super::env::{VOLUME_FIELDS, field_ref, pull_policy, resource_field_ref};
+use super::{Holder, unsupported};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
-use crate::kinds::check::{Errors, label_selector, one_of, required, required_rule, str_of, unique};
+use crate::kinds::certificates::signer_name;
+use crate::kinds::check::{Errors, annotations, label_selector, labels, one_of, required, required_rule, str_of, unique};
 use crate::kinds::core::persistent_volume_claim;
 
 const TWO_TYPES: &str = "may not specify more than 1 volume type";
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
+const KEY_TYPES: &[&str] = &["ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072", "RSA4096"];
+/// The shortest and the longest life of a pod's certificate.
+const CERTIFICATE_SECONDS: (i32, i32) = (3_600, 91 * 24 * 3_600);
 const HOST_PATH_TYPES: &[&str] =
     &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
 
@@ -83,11 +88,24 @@ fn source(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
     if let Some(ephemeral) = &volume.ephemeral {
         let path = path.child("ephemeral").child("volumeClaimTemplate");
         match &ephemeral.volume_claim_template {
-            Some(template) => persistent_volume_claim::spec(errors, &path.child("spec"), &template.spec),
+            Some(template) => claim_template(errors, &path, template),
             None => errors.push(FieldError::required(path, "")),
         }
     }
     storage(errors, path, volume, holder);
+    unsupported::source(errors, path, volume);
+}
+
+/// A template is given labels and annotations; whatever else its metadata say would be lost.
+fn claim_template(errors: &mut Errors, path: &Path, template: &PersistentVolumeClaimTemplate) {
+    let (meta, at) = (template.metadata.clone().unwrap_or_default(), path.child("metadata"));
+    labels(errors, &at.child("labels"), meta.labels.as_ref());
+    annotations(errors, &at.child("annotations"), meta.annotations.as_ref());
+    let others = ObjectMeta { labels: None, annotations: None, ..meta };
+    for (name, _) in serde_json::to_value(others).iter().flat_map(Value::as_object).flatten() {
+        errors.push(FieldError::forbidden(at.child(name), "cannot be set"));
+    }
+    persistent_volume_claim::spec(errors, &path.child("spec"), &template.spec);
 }
 
 fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
@@ -108,12 +126,6 @@ fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
         let path = path.child("iscsi");
         required(errors, &path.child("targetPortal"), &iscsi.target_portal);
         required(errors, &path.child("iqn"), &iscsi.iqn);
-    }
-    if let Some(flex) = &volume.flex_volume {
-        required(errors, &path.child("flexVolume").child("driver"), &flex.driver);
-    }
-    if let Some(repository) = &volume.git_repo {
-        required(errors, &path.child("gitRepo").child("repository"), &repository.repository);
     }
 }
 
@@ -264,7 +276,42 @@ fn projection<'a>(errors: &mut Errors, path: &Path, source: &'a VolumeProjection
         trust_bundle(errors, &path.child("clusterTrustBundle"), bundle);
         paths.push(&bundle.path);
     }
+    if let Some(certificate) = &source.pod_certificate {
+        pod_certificate(errors, &path.child("podCertificate"), certificate);
+        let files = [&certificate.credential_bundle_path, &certificate.key_path, &certificate.certificate_chain_path];
+        paths.extend(files.into_iter().flatten().map(String::as_str).filter(|file| !file.is_empty()));
+    }
     paths
+}
+
+/// A key and the certificate for it, as upstream's `validatePodCertificateProjection`.
+fn pod_certificate(errors: &mut Errors, path: &Path, certificate: &PodCertificateProjection) {
+    signer_name(errors, &path.child("signerName"), &certificate.signer_name);
+    one_of(errors, &path.child("keyType"), &certificate.key_type, KEY_TYPES);
+    let at = path.child("maxExpirationSeconds");
+    match certificate.max_expiration_seconds {
+        Some(seconds) if seconds < CERTIFICATE_SECONDS.0 => {
+            let why = format!("if provided, maxExpirationSeconds must be >= {}", CERTIFICATE_SECONDS.0);
+            errors.push(FieldError::invalid(at, seconds, why));
+        }
+        Some(seconds) if seconds > CERTIFICATE_SECONDS.1 => {
+            let why = format!("if provided, maxExpirationSeconds must be <= {}", CERTIFICATE_SECONDS.1);
+            errors.push(FieldError::invalid(at, seconds, why));
+        }
+        _ => {}
+    }
+    let files = [
+        ("credentialBundlePath", &certificate.credential_bundle_path),
+        ("keyPath", &certificate.key_path),
+        ("certificateChainPath", &certificate.certificate_chain_path),
+    ];
+    let given = files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?))).filter(|(_, file)| !file.is_empty());
+    let given: Vec<_> = given.collect();
+    if given.is_empty() {
+        let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+        errors.push(FieldError::required(path.clone(), why));
+    }
+    given.into_iter().for_each(|(name, file)| file_path(errors, &path.child(name), file));
 }
 
 /// A bundle by its name, or those of a signer that labels select.
