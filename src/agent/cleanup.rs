@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use crate::agent::pod::cgroup::remove_group;
 use crate::agent::pod::stop::{CGROUP_LOOK, CGROUP_LOOKS};
+use crate::agent::volume::iscsi::Iscsi;
 use crate::agent::volume::mounting::{mounts_below, unmount};
 use crate::cri::Runtime;
 use crate::network::{NetworkConfig, PodNetwork, close_localhost};
@@ -35,8 +36,14 @@ pub struct Remains {
 pub type Step = fn(&Remains) -> BoxFuture<'_, Result<Vec<String>, String>>;
 
 /// Everything that a node makes outside of its own folder, in the order in which it goes.
-pub const STEPS: &[(&str, Step)] =
-    &[("containers", containers), ("network", network), ("mounts", mounts), ("cgroups", cgroups), ("image", image)];
+pub const STEPS: &[(&str, Step)] = &[
+    ("containers", containers),
+    ("network", network),
+    ("disks", disks),
+    ("mounts", mounts),
+    ("cgroups", cgroups),
+    ("image", image),
+];
 
 fn containers(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
     async move {
@@ -71,6 +78,11 @@ fn network(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
         Ok(vec![what])
     }
     .boxed()
+}
+
+/// Disks of targets, and the sessions for them.
+fn disks(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {
+    async move { Iscsi::new(&remains.data_dir).clean_up().await }.boxed()
 }
 
 fn mounts(remains: &Remains) -> BoxFuture<'_, Result<Vec<String>, String>> {

@@ -11,11 +11,20 @@ use std::time::{Duration, Instant};
 /// The kubectls that every answer is tested with: the oldest, one between, the newest.
 pub const KUBECTLS: [&str; 3] = ["1.20", "1.33", "1.37"];
 
+/// Environment variable: how much slower than usual the machine is that the tests run on.
+pub const SLOWNESS: &str = "ORCH_TEST_SLOWNESS";
+
+/// A time that is enough on a machine of usual speed, on this one.
+pub fn here(time: Duration) -> Duration {
+    std::env::var(SLOWNESS).map_or(time, |times| time * times.parse::<u32>().unwrap())
+}
+
 /// Polls until `condition` gives a value.
 ///
 /// # Panics
 /// After `deadline`, saying `what` did not come true and the last thing seen.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = here(deadline);
     let end = Instant::now() + deadline;
     loop {
         match condition() {
@@ -183,11 +192,11 @@ impl Cluster {
         server.wait().unwrap();
     }
 
-    /// SIGTERM, and waits for the end. Returns whether it ended well within 15 seconds.
+    /// SIGTERM, and waits for the end. Returns whether it ended well in time.
     pub fn stop(&mut self) -> bool {
         let Some(mut server) = self.server.take() else { return true };
         run("kill", [server.id().to_string()]);
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + here(Duration::from_secs(15));
         while Instant::now() < end {
             if let Some(status) = server.try_wait().unwrap() {
                 return status.success();

@@ -23,9 +23,14 @@ pub fn is_unified() -> bool {
     Path::new(ROOT).join(UNIFIED).exists()
 }
 
+/// A pod's cgroup below the root of a hierarchy.
+pub fn of_pod(class: QosClass, uid: &str, driver: CgroupDriver) -> PathBuf {
+    relative(&cgroup_parent(class, uid, driver), driver)
+}
+
 /// The directory of a pod's cgroup; `controller` says in which hierarchy of v1 ("" with v2).
 pub fn directory(class: QosClass, uid: &str, driver: CgroupDriver, controller: &str) -> PathBuf {
-    Path::new(ROOT).join(controller).join(relative(&cgroup_parent(class, uid, driver), driver))
+    Path::new(ROOT).join(controller).join(of_pod(class, uid, driver))
 }
 
 /// The directories of a cgroup: one with cgroup v2, one a controller with v1.
@@ -60,6 +65,26 @@ pub fn apply_to_class(class: QosClass, driver: CgroupDriver, resources: &Resourc
 
 fn apply_to(group: &str, driver: CgroupDriver, resources: &Resources) {
     directories(group, driver).iter().filter(|directory| directory.exists()).for_each(|directory| limit(directory, resources));
+}
+
+/// Lets the kernel kill a container as a whole when it takes too much memory (cgroup v2), as the kubelet asks its runtime to. A shell
+/// whose child was killed would go on, and nobody would know.
+pub fn kill_together(class: QosClass, uid: &str, driver: CgroupDriver, container_id: &str) {
+    if !is_unified() {
+        return;
+    }
+    let file = directory(class, uid, driver, "").join(container_directory(driver, container_id)).join("memory.oom.group");
+    if let Err(error) = std::fs::write(&file, "1") {
+        tracing::debug!(path = %file.display(), %error, "a container's processes are killed one by one");
+    }
+}
+
+/// A container's cgroup in that of its pod.
+pub fn container_directory(driver: CgroupDriver, id: &str) -> String {
+    match driver {
+        CgroupDriver::Cgroupfs => id.to_owned(),
+        CgroupDriver::Systemd => format!("docker-{id}.scope"),
+    }
 }
 
 /// Writes limits into those files of either version that a directory has.

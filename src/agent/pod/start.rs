@@ -8,11 +8,13 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
 
 use super::actions::Start;
+use super::cgroup;
 use super::context::{Context, MountedVolumes};
 use super::env::{self, References};
 use super::env_file;
 use super::mounts;
 use super::recall::Recall;
+use super::resources::qos_class;
 use super::sandbox::Progress;
 use super::spec::{self, ContainerInput};
 use super::state::Member;
@@ -68,6 +70,8 @@ pub async fn start(context: &Context, mut job: StartJob) -> Result<ContainerDeta
         context.event(&job.pod, Some(name), true, "Failed", &format!("Error: {message}"));
         return Err(StartFailure { retry_after: Duration::ZERO, ..StartFailure::new("RunContainerError", message) });
     }
+    let uid = job.pod.metadata.uid.as_deref().unwrap_or("");
+    cgroup::kill_together(qos_class(&job.pod), uid, context.offer.cgroup_driver, &id);
     move_to_cpus(context, &job, &id, share).await;
     context.event(&job.pod, Some(name), false, "Started", &format!("Started container {name}"));
     post_start(context, &job, &id).await?;

@@ -30,11 +30,35 @@ pub struct Usage {
     /// The cgroup's own limit, if it has one.
     pub memory_limit_bytes: Option<u64>,
     pub processes: u64,
+    pub cpu: CpuBounds,
+}
+
+/// What keeps a cgroup from the CPU, and how often it did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuBounds {
+    pub shares: u64,
+    /// `None` where there is no limit.
+    pub quota_us: Option<u64>,
+    pub period_us: u64,
+    /// Periods in which it ran, those at whose end it was held back, and for how long in all.
+    pub periods: u64,
+    pub throttled_periods: u64,
+    pub throttled_ns: u64,
 }
 
 impl PodCgroup {
     pub fn new(class: QosClass, uid: &str, driver: CgroupDriver) -> Self {
         Self { class, uid: uid.to_owned(), driver }
+    }
+
+    /// Its path below the root of a hierarchy.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/").join(cgroup::of_pod(self.class, &self.uid, self.driver))
+    }
+
+    /// The path of a container's.
+    pub fn container_path(&self, id: &str) -> PathBuf {
+        self.path().join(cgroup::container_directory(self.driver, id))
     }
 
     /// What the whole pod has used; `None` when its cgroup is gone.
@@ -44,16 +68,13 @@ impl PodCgroup {
 
     /// What one container has used; `None` when its cgroup is gone.
     pub fn container(&self, id: &str) -> Option<Usage> {
-        let folder = match self.driver {
-            CgroupDriver::Cgroupfs => id.to_owned(),
-            CgroupDriver::Systemd => format!("docker-{id}.scope"),
-        };
+        let folder = cgroup::container_directory(self.driver, id);
         self.read(|pod| pod.join(&folder))
     }
 
     fn read(&self, within: impl Fn(PathBuf) -> PathBuf) -> Option<Usage> {
         let of = |controller: &str| within(cgroup::directory(self.class, &self.uid, self.driver, controller));
-        if cgroup::is_unified() { unified(&of("")) } else { legacy(&of("cpuacct"), &of("memory"), &of("pids")) }
+        if cgroup::is_unified() { unified(&of("")) } else { legacy(&of("cpuacct"), &of("cpu"), &of("memory"), &of("pids")) }
     }
 }
 
@@ -103,13 +124,43 @@ fn unified(folder: &Path) -> Option<Usage> {
         major_page_faults: of("pgmajfault"),
         memory_limit_bytes: number(&folder.join("memory.max")),
         processes: number(&folder.join("pids.current")).unwrap_or(0),
+        cpu: unified_bounds(folder, &cpu),
     })
 }
 
-fn legacy(cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
+fn unified_bounds(folder: &Path, stat: &str) -> CpuBounds {
+    let max = text(&folder.join("cpu.max")).unwrap_or_default();
+    let mut words = max.split_whitespace().map(|word| word.parse().ok());
+    let of = |name| field(stat, name).unwrap_or(0);
+    CpuBounds {
+        // As cAdvisor turns a weight into shares.
+        shares: number(&folder.join("cpu.weight")).map_or(0, |weight| 2 + weight.saturating_sub(1) * 262_142 / 9_999),
+        quota_us: words.next().flatten(),
+        period_us: words.next().flatten().unwrap_or(0),
+        periods: of("nr_periods"),
+        throttled_periods: of("nr_throttled"),
+        throttled_ns: of("throttled_usec") * 1_000,
+    }
+}
+
+fn legacy_bounds(folder: &Path) -> CpuBounds {
+    let stat = text(&folder.join("cpu.stat")).unwrap_or_default();
+    let of = |name| field(&stat, name).unwrap_or(0);
+    CpuBounds {
+        shares: number(&folder.join("cpu.shares")).unwrap_or(0),
+        // Without a limit it is -1, which is no such number.
+        quota_us: number(&folder.join("cpu.cfs_quota_us")),
+        period_us: number(&folder.join("cpu.cfs_period_us")).unwrap_or(0),
+        periods: of("nr_periods"),
+        throttled_periods: of("nr_throttled"),
+        throttled_ns: of("throttled_time"),
+    }
+}
+
+fn legacy(accounting: &Path, cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
     /// The kernel's word for no limit is the largest number of pages.
     const NO_LIMIT: u64 = 1 << 62;
-    let cpu_ns = number(&cpu.join("cpuacct.usage"))?;
+    let cpu_ns = number(&accounting.join("cpuacct.usage"))?;
     let stat = text(&memory.join("memory.stat")).unwrap_or_default();
     let memory_bytes = number(&memory.join("memory.usage_in_bytes")).unwrap_or(0);
     let of = |name| field(&stat, name).unwrap_or(0);
@@ -124,6 +175,7 @@ fn legacy(cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
         major_page_faults: of("total_pgmajfault"),
         memory_limit_bytes: number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < NO_LIMIT),
         processes: number(&pids.join("pids.current")).unwrap_or(0),
+        cpu: legacy_bounds(cpu),
     })
 }
 
@@ -159,14 +211,19 @@ mod tests {
         write(
             &root.join("v2"),
             &[
-                ("cpu.stat", "usage_usec 1500\nuser_usec 1000\n"),
+                ("cpu.stat", "usage_usec 1500\nuser_usec 1000\nnr_periods 9\nnr_throttled 4\nthrottled_usec 70\n"),
+                ("cpu.max", "20000 100000\n"),
+                ("cpu.weight", "1\n"),
                 ("memory.current", "5000\n"),
                 ("memory.max", "max\n"),
                 ("memory.stat", "anon 3000\nfile 2000\ninactive_file 1000\npgfault 7\npgmajfault 1\n"),
                 ("pids.current", "3\n"),
             ],
         );
-        write(&root.join("cpu"), &[("cpuacct.usage", "1500000\n")]);
+        let stat = "nr_periods 9\nnr_throttled 4\nthrottled_time 70000\n";
+        let bounds = [("cpu.shares", "2\n"), ("cpu.cfs_quota_us", "20000\n"), ("cpu.cfs_period_us", "100000\n")];
+        write(&root.join("cpu"), &[("cpuacct.usage", "1500000\n"), ("cpu.stat", stat)]);
+        write(&root.join("cpu"), &bounds);
         write(&root.join("pids"), &[("pids.current", "3\n")]);
         let stat = "cache 1\ntotal_cache 2000\ntotal_rss 3000\ntotal_inactive_file 1000\ntotal_pgfault 7\ntotal_pgmajfault 1\n";
         write(
@@ -174,7 +231,9 @@ mod tests {
             &[("memory.usage_in_bytes", "5000"), ("memory.limit_in_bytes", "9223372036854771712"), ("memory.stat", stat)],
         );
         let new = unified(&root.join("v2")).unwrap();
-        assert_eq!(Some(new), legacy(&root.join("cpu"), &root.join("memory"), &root.join("pids")));
+        let of = |controller: &str| root.join(controller);
+        assert_eq!(Some(new), legacy(&of("cpu"), &of("cpu"), &of("memory"), &of("pids")));
+        assert_eq!((new.cpu.quota_us, new.cpu.throttled_ns), (Some(20_000), 70_000));
         assert_eq!((new.cpu_ns, new.working_set_bytes, new.memory_limit_bytes), (1_500_000, 4_000, None));
         assert_eq!(unified(&root.join("gone")), None);
     }

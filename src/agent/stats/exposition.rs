@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::cgroup::CpuBounds;
 use super::{ContainerReading, NodeReading, PodReading};
 
 /// A family: its name, type, help, and samples of (labels, value).
@@ -111,12 +112,11 @@ pub fn resource(reading: &NodeReading) -> String {
 /// What dashboards made for cadvisor ask for. The whole pod is the row with an empty `container`.
 pub fn cadvisor(reading: &NodeReading) -> String {
     let row = |pod: &PodReading, one: Option<&ContainerReading>| {
-        let uid = pod.pod.metadata.uid.as_deref().unwrap_or("");
         let (name, id, image) = one.map_or(("", "", ""), |one| (one.name.as_str(), one.id.as_str(), one.image.as_str()));
-        let slash = if id.is_empty() { "" } else { "/" };
         format!(
-            "container=\"{}\",id=\"/kubepods/pod{uid}{slash}{id}\",image=\"{}\",name=\"{id}\",{}",
+            "container=\"{}\",id=\"{}\",image=\"{}\",name=\"{id}\",{}",
             escaped(name),
+            escaped(one.map_or(&pod.cgroup, |one| &one.cgroup)),
             escaped(image),
             pod_labels(pod)
         )
@@ -176,7 +176,30 @@ pub fn cadvisor(reading: &NodeReading) -> String {
         Family::new("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.")
             .with(started),
     ];
-    render(&families, Some(reading.reading.at.as_millisecond())) + &render(&machine(reading), None)
+    let at = Some(reading.reading.at.as_millisecond());
+    render(&families, at) + &render(&cpu_bounds(&rows), at) + &render(&machine(reading), None)
+}
+
+/// What keeps each row from the CPU; a row without a limit is never throttled.
+fn cpu_bounds(rows: &[(String, super::Usage)]) -> [Family; 6] {
+    let family = |name, kind, help, value: fn(&CpuBounds) -> Option<f64>| {
+        let samples = rows.iter().filter_map(|(labels, usage)| Some((labels.clone(), value(&usage.cpu)?)));
+        Family::new(name, kind, help).with(samples)
+    };
+    let periods = "Number of elapsed enforcement period intervals.";
+    let throttled = "Total time duration the container has been throttled.";
+    [
+        family("container_spec_cpu_shares", "gauge", "CPU share of the container.", |cpu| Some(cpu.shares as f64)),
+        family("container_spec_cpu_period", "gauge", "CPU period of the container.", |cpu| Some(cpu.period_us as f64)),
+        family("container_spec_cpu_quota", "gauge", "CPU quota of the container.", |cpu| Some(cpu.quota_us? as f64)),
+        family("container_cpu_cfs_periods_total", "counter", periods, |cpu| cpu.quota_us.map(|_| cpu.periods as f64)),
+        family("container_cpu_cfs_throttled_periods_total", "counter", "Number of throttled period intervals.", |cpu| {
+            cpu.quota_us.map(|_| cpu.throttled_periods as f64)
+        }),
+        family("container_cpu_cfs_throttled_seconds_total", "counter", throttled, |cpu| {
+            cpu.quota_us.map(|_| seconds(cpu.throttled_ns))
+        }),
+    ]
 }
 
 fn machine(reading: &NodeReading) -> [Family; 2] {

@@ -51,6 +51,8 @@ pub struct Reading {
 pub struct ContainerReading {
     pub name: String,
     pub id: String,
+    /// The path of its cgroup.
+    pub cgroup: String,
     pub image: String,
     pub started_at: Option<Timestamp>,
     pub reading: Reading,
@@ -61,6 +63,8 @@ pub struct ContainerReading {
 #[derive(Debug, Clone)]
 pub struct PodReading {
     pub pod: Arc<Pod>,
+    /// The path of its cgroup.
+    pub cgroup: String,
     pub reading: Reading,
     pub containers: Vec<ContainerReading>,
     pub traffic: Option<Traffic>,
@@ -188,6 +192,7 @@ impl Stats {
             let Some(usage) = view.pod.metadata.uid.as_ref().and_then(|uid| now.pods.get(uid)) else { continue };
             let uid = view.pod.metadata.uid.as_deref().unwrap_or("");
             let started = view.pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
+            let cgroup = PodCgroup::new(qos_class(&view.pod), uid, self.driver());
             let mut containers = Vec::new();
             for lookup in view.containers.values() {
                 let Some(instance) = &lookup.current else { continue };
@@ -197,6 +202,7 @@ impl Stats {
                 containers.push(ContainerReading {
                     name: lookup.container.clone(),
                     id: instance.id.clone(),
+                    cgroup: cgroup.container_path(&instance.id).display().to_string(),
                     image: status.map_or_else(String::new, |status| status.image.clone()),
                     started_at,
                     reading: reading(now.at, *usage, before.containers.get(&instance.id), before.at, started_at),
@@ -204,7 +210,8 @@ impl Stats {
                 });
             }
             let reading = reading(now.at, *usage, before.pods.get(uid), before.at, started);
-            pods.push(PodReading { pod: Arc::clone(&view.pod), reading, containers, traffic: traffic.pods.remove(uid) });
+            let (cgroup, traffic) = (cgroup.path().display().to_string(), traffic.pods.remove(uid));
+            pods.push(PodReading { pod: Arc::clone(&view.pod), cgroup, reading, containers, traffic });
         }
         let images = self.runtime.borrow().as_ref().map(|info| info.root_dir.clone());
         NodeReading {

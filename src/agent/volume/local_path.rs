@@ -97,7 +97,7 @@ impl LocalPaths {
         let growing = path.join(GROWING);
         let target = path.join(MOUNTED);
         let at = target.clone();
-        let is_mounted = blocking(move || Ok(at.exists() && mounting::mounts_below(&at)?.contains(&at))).await?;
+        let is_mounted = blocking(move || mounting::is_mounted(&at)).await?;
         if growing.exists() {
             match resize(&device, is_mounted).await {
                 Ok(()) => blocking(move || fs::remove_file(growing)).await?,

@@ -16,6 +16,7 @@ use super::pod::resources::huge_pages;
 use crate::rt::TaskGroup;
 
 pub mod certificate;
+pub mod iscsi;
 pub mod mounting;
 pub mod reclaim;
 pub mod sub_path;
@@ -24,11 +25,14 @@ pub mod trust;
 mod atomic;
 mod claim;
 mod empty_dir;
+mod file_system;
+mod gates;
 mod gather;
 mod host_path;
 mod image;
 mod local_path;
 mod loop_device;
+mod nfs;
 mod ownership;
 mod persistent;
 mod token;
@@ -44,9 +48,9 @@ use token::Tokens;
 /// Why a pod's volumes are not there; the words are those of the kubelet's `FailedMount`.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// A volume could not be set up.
-    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {why}")]
-    SetUp { volume: String, why: String },
+    /// A volume could not be set up; the step has upstream's name.
+    #[error("{step} failed for volume \"{volume}\" : {why}")]
+    SetUp { step: &'static str, volume: String, why: String },
     /// Which volume is meant is not known.
     #[error(
         "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], \
@@ -57,6 +61,9 @@ pub enum VolumeError {
     #[error("UnmountVolume.TearDown failed for {}: {why}", path.display())]
     TearDown { path: PathBuf, why: String },
 }
+
+/// The step of most volumes.
+const SET_UP: &str = "MountVolume.SetUp";
 
 /// Sets up and takes down the volumes of the node's pods.
 pub struct Volumes {
@@ -105,15 +112,20 @@ impl Volumes {
                 return match self.persistent.set_up(context, pod, volume).await {
                     Ok(mounted) => Ok((name, mounted)),
                     Err(Failure::Claim(why)) => Err(VolumeError::Process { volume: name, why }),
-                    Err(Failure::SetUp { volume, why }) => Err(VolumeError::SetUp { volume, why }),
+                    Err(Failure::SetUp { step, volume, why }) => Err(VolumeError::SetUp { step, volume, why }),
                 };
             }
+            let failed = |(step, why)| VolumeError::SetUp { step, volume: name.clone(), why };
             if let Some(source) = &volume.image {
                 let mounted = self.images.set_up(context, pod, &name, source).await;
-                return mounted.map(|mounted| (name.clone(), mounted)).map_err(|why| VolumeError::SetUp { volume: name, why });
+                return mounted.map(|mounted| (name.clone(), mounted)).map_err(|why| failed((SET_UP, why)));
+            }
+            if let Some(source) = &volume.iscsi {
+                let path = self.persistent.iscsi().set_up_inline(context, pod, &name, source).await;
+                return path.map(|path| (name.clone(), path.into())).map_err(|why| failed(why.into_step(false)));
             }
             let path = self.set_up_one(context, pod, volume, pod_ip).await;
-            path.map(|path| (name.clone(), path.into())).map_err(|why| VolumeError::SetUp { volume: name, why })
+            path.map(|path| (name.clone(), path.into())).map_err(|why| failed((SET_UP, why)))
         });
         futures_util::future::join_all(set_up).await.into_iter().collect()
     }
@@ -143,10 +155,10 @@ impl Volumes {
         let failed = |why: String| VolumeError::TearDown { path: pod_dir.clone(), why };
         // Drivers unmount what they mounted before anything else is unmounted.
         self.persistent.csi().unpublish(&pod_dir).await.map_err(failed)?;
+        mounting::unmount_all_below(&pod_dir).await.map_err(failed)?;
         let work = {
             let pod_dir = pod_dir.clone();
             move || {
-                mounting::unmount_below(&pod_dir)?;
                 for name in ["volumes", "volume-subpaths"] {
                     match std::fs::remove_dir_all(pod_dir.join(name)) {
                         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -179,7 +191,7 @@ impl Volumes {
         }
         if let Some(nfs) = &volume.nfs {
             let path = directory("kubernetes.io~nfs");
-            return persistent::mount_nfs(nfs, &[], &path, false).await.map(|()| path);
+            return nfs::mount(nfs, &[], &path, false).await.map(|()| path);
         }
         let (plugin, gathered) = match gather::gather(self, context, pod, volume, pod_ip).await {
             Some((plugin, gathered)) => (plugin, gathered),

@@ -6,38 +6,41 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{LocalVolumeSource, NFSVolumeSource, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolumeClaim, Pod};
 use serde_json::json;
-use tokio::sync::Mutex;
 
 use super::claim::{self, Claimed};
+use super::file_system::{self, Wanted};
+use super::gates::Gates;
+use super::iscsi::Iscsi;
 use super::local_path::LocalPaths;
-use super::{blocking, host_path, loop_device, mounting, ownership, tool};
+use super::{SET_UP, blocking, host_path, loop_device, mounting, nfs, ownership};
 use crate::agent::csi::CsiMounts;
 use crate::agent::pod::context::{Context, MountedVolume};
 use crate::client::PatchKind;
 
-/// The node's persistent volumes. One is set up or taken down at a time, so that who takes one down sees who still uses it.
+/// The node's persistent volumes. Each is set up or taken down for one pod at a time, so that who takes it down sees who still uses it.
 pub struct Persistent {
     local_paths: LocalPaths,
     csi: CsiMounts,
+    iscsi: Iscsi,
     /// Where file systems of devices are mounted (`DATA/agent/plugins`).
     plugins: PathBuf,
-    gate: Mutex<()>,
+    gates: Gates,
 }
 
 /// Why a volume is not there.
 pub enum Failure {
     /// Its claim does not tell.
     Claim(String),
-    /// This volume failed.
-    SetUp { volume: String, why: String },
+    /// This volume failed, in this step.
+    SetUp { step: &'static str, volume: String, why: String },
 }
 
 impl Persistent {
     /// Volumes whose own state is below `data_dir`.
     pub fn new(local_paths: LocalPaths, csi: CsiMounts, data_dir: &Path) -> Self {
-        Self { local_paths, csi, plugins: data_dir.join("plugins"), gate: Mutex::new(()) }
+        Self { local_paths, csi, iscsi: Iscsi::new(data_dir), plugins: data_dir.join("plugins"), gates: Gates::default() }
     }
 
     /// The node's volumes of the built-in provisioner.
@@ -48,6 +51,11 @@ impl Persistent {
     /// The node's CSI volumes.
     pub fn csi(&self) -> &CsiMounts {
         &self.csi
+    }
+
+    /// The node's iSCSI disks.
+    pub fn iscsi(&self) -> &Iscsi {
+        &self.iscsi
     }
 
     /// Makes the volume of a claim visible to a pod. Idempotent.
@@ -62,15 +70,20 @@ impl Persistent {
     ) -> Result<MountedVolume, Failure> {
         let mut claimed = claim::resolve(context, pod, volume).await.map_err(Failure::Claim)?;
         let pod_dir = context.pod_dir(pod);
-        let failed = |why: String| Failure::SetUp { volume: claimed.volume_name().to_owned(), why };
-        let _one = self.gate.lock().await;
+        let failed_in = |(step, why)| Failure::SetUp { step, volume: claimed.volume_name().to_owned(), why };
+        let failed = |why: String| failed_in((SET_UP, why));
+        let _one = self.gates.enter(claimed.volume_name()).await;
         // Noted first: whoever takes the volume down for another pod must see this one.
         let (note, folder) = (claimed.clone(), pod_dir.clone());
         blocking(move || note.note(&folder)).await.map_err(failed)?;
-        let is_csi = claimed.volume.spec.as_ref().is_some_and(|spec| spec.csi.is_some());
+        let spec = claimed.volume.spec.as_ref();
+        let is_csi = spec.is_some_and(|spec| spec.csi.is_some());
         let (path, takes_group) = if is_csi {
             let published = self.csi.set_up(context, pod, &claimed.volume, claimed.read_only).await.map_err(failed)?;
             (published.path, published.takes_group)
+        } else if let Some(source) = spec.and_then(|spec| spec.iscsi.as_ref()) {
+            let path = self.iscsi.set_up_volume(context, pod, &claimed.volume, source).await;
+            (path.map_err(|why| failed_in(why.into_step(claimed.is_block())))?, source.read_only != Some(true))
         } else {
             self.source(&claimed, &pod_dir).await.map_err(failed)?
         };
@@ -96,7 +109,7 @@ impl Persistent {
         if !claimed.is_owned {
             claimed.is_owned = true;
             let volume = claimed.volume_name().to_owned();
-            blocking(move || claimed.note(&pod_dir)).await.map_err(|why| Failure::SetUp { volume, why })?;
+            blocking(move || claimed.note(&pod_dir)).await.map_err(|why| Failure::SetUp { step: SET_UP, volume, why })?;
         }
         Ok(mounted)
     }
@@ -117,7 +130,7 @@ impl Persistent {
         if let Some(source) = &spec.nfs {
             let target = pod_dir.join("volumes/kubernetes.io~nfs").join(claimed.volume_name());
             let options = spec.mount_options.as_deref().unwrap_or(&[]);
-            mount_nfs(source, options, &target, claimed.read_only).await?;
+            nfs::mount(source, options, &target, claimed.read_only).await?;
             return Ok((target, false));
         }
         Err("no volume plugin matched".to_owned())
@@ -146,13 +159,11 @@ impl Persistent {
         if !meta.file_type().is_block_device() {
             return Err(format!("path {:?} is neither a directory nor a block device", source.path));
         }
-        let kind = source.fs_type.clone().unwrap_or_else(|| "ext4".to_owned());
+        let options = claimed.volume.spec.as_ref().and_then(|spec| spec.mount_options.as_deref()).unwrap_or(&[]);
         let target = self.device_mount(claimed.volume_name());
-        if tool::run("blkid", &[&path]).await.is_err() {
-            tool::run(&format!("mkfs.{kind}"), &[&path]).await?;
-        }
-        let to = target.clone();
-        blocking(move || mounting::file_system(&path, &to, &kind)).await?;
+        // Pods that may only read share the mount with those that write.
+        let wanted = Wanted { kind: source.fs_type.as_deref().unwrap_or(""), options, read_only: false };
+        file_system::format_and_mount(&path, &target, wanted).await?;
         Ok(target)
     }
 
@@ -165,13 +176,14 @@ impl Persistent {
     /// # Errors
     /// What stays.
     pub async fn tear_down(&self, pods_dir: &Path, uid: &str) -> Result<(), String> {
+        self.iscsi.tear_down(pods_dir, uid).await?;
         let pod_dir = pods_dir.join(uid);
         let claims = claim::noted(&pod_dir);
         if claims.is_empty() {
             return Ok(());
         }
-        let _one = self.gate.lock().await;
         for claimed in claims {
+            let _one = self.gates.enter(claimed.volume_name()).await;
             if !claim::is_used(pods_dir, claimed.volume_name(), uid) {
                 self.take_down(&claimed).await?;
             }
@@ -219,30 +231,4 @@ async fn say_grown(context: &Context, pod: &Pod, claimed: &Claimed) -> Result<()
     let message = "MountVolume.NodeExpandVolume succeeded for volume";
     context.event(pod, None, false, "FileSystemResizeSuccessful", &format!("{message} {:?}", claimed.volume_name()));
     Ok(())
-}
-
-/// Mounts a network file system by the host's own program.
-///
-/// # Errors
-/// What it says: the host may have none.
-pub async fn mount_nfs(source: &NFSVolumeSource, options: &[String], target: &Path, read_only: bool) -> Result<(), String> {
-    let (to, mounts) = (target.to_owned(), target.to_owned());
-    blocking(move || fs::create_dir_all(&to)).await?;
-    if blocking(move || mounting::mounts_below(&mounts)).await?.iter().any(|mounted| mounted == target) {
-        return Ok(());
-    }
-    let mut all = options.to_vec();
-    if read_only || source.read_only == Some(true) {
-        all.push("ro".to_owned());
-    }
-    let from = format!("{}:{}", source.server, source.path);
-    let mut arguments = vec!["-t".to_owned(), "nfs".to_owned()];
-    if !all.is_empty() {
-        arguments.extend(["-o".to_owned(), all.join(",")]);
-    }
-    arguments.extend([from, target.display().to_string()]);
-    tool::run("mount", &arguments).await.map(drop).map_err(|why| {
-        let arguments = arguments.join(" ");
-        format!("mount failed: {why}\nMounting command: mount\nMounting arguments: {arguments}")
-    })
 }

@@ -27,7 +27,7 @@ pub async fn prepare(volume: PathBuf, sub: PathBuf, target: PathBuf, may_make: b
 }
 
 fn bind(volume: &Path, sub: &Path, target: &Path, may_make: bool) -> io::Result<()> {
-    if mounting::mounts_below(target)?.iter().any(|mounted| mounted == target) {
+    if mounting::is_mounted(target)? {
         return Ok(());
     }
     let root = fs::File::open(volume)?;

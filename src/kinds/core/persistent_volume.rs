@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::persistent_volume_claim::{access_modes, amount_is_positive, print_modes};
 use super::pod_spec::defaults::{quantities, text, value};
-use super::pod_spec::{affinity, volume};
+use super::pod_spec::{affinity, iscsi, volume};
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::kinds::check::{Errors, is_blank, one_of, required, same, str_of};
@@ -60,6 +60,9 @@ fn default(volume: &mut PersistentVolume) {
     if let Some(host_path) = &mut spec.host_path {
         value(&mut host_path.type_, String::new());
     }
+    if let Some(iscsi) = &mut spec.iscsi {
+        text(&mut iscsi.iscsi_interface, "default");
+    }
     let status = volume.status.get_or_insert_default();
     text(&mut status.phase, "Pending");
 }
@@ -94,6 +97,9 @@ fn validate(volume: &PersistentVolume) -> Vec<FieldError> {
     }
     if let Some(nfs) = &spec.nfs {
         volume::nfs(&mut errors, &path.child("nfs"), nfs);
+    }
+    if let Some(iscsi) = &spec.iscsi {
+        iscsi::of_volume(&mut errors, &path.child("iscsi"), iscsi);
     }
     if let Some(local) = &spec.local {
         required(&mut errors, &path.child("local").child("path"), &local.path);

@@ -4,6 +4,7 @@ pub mod affinity;
 pub mod container;
 pub mod defaults;
 pub mod env;
+pub mod iscsi;
 pub mod probe;
 pub mod resources;
 pub mod scheduling;

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::env::{VOLUME_FIELDS, field_ref, pull_policy, resource_field_ref};
-use super::{Holder, unsupported};
+use super::{Holder, iscsi, unsupported};
 use crate::api::field::{FieldError, Path};
 use crate::api::names;
 use crate::api::quantity::Quantity;
@@ -122,10 +122,8 @@ fn storage(errors: &mut Errors, path: &Path, volume: &Volume, holder: Holder) {
         }
         pull_policy(errors, &path.child("pullPolicy"), str_of(&image.pull_policy));
     }
-    if let Some(iscsi) = &volume.iscsi {
-        let path = path.child("iscsi");
-        required(errors, &path.child("targetPortal"), &iscsi.target_portal);
-        required(errors, &path.child("iqn"), &iscsi.iqn);
+    if let Some(source) = &volume.iscsi {
+        iscsi::of_pod(errors, &path.child("iscsi"), source);
     }
 }
 
