@@ -25,7 +25,7 @@ const WANTED: &str = "ORCH_VM_CASES";
 /// How much slower than a real machine an emulated one may be.
 const SLOWNESS: u32 = 6;
 /// How long the machine may run.
-const SECONDS: u32 = 900;
+const SECONDS: u32 = 1_500;
 
 #[test]
 fn in_a_machine_of_its_own() {
