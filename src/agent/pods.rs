@@ -199,7 +199,7 @@ impl Pods {
         }
     }
 
-    /// Tells whenever a container came, changed its state or went: what a look-up gave may then be old.
+    /// Tells whenever a container came, changed its state or went, or a pod asks for something else: what a look-up gave may then be old.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -207,7 +207,11 @@ impl Pods {
     pub(super) fn publish(&self, view: PodView) {
         let view = Arc::new(view);
         let before = self.views.write().insert(key(&view.pod), Arc::clone(&view));
-        if before.is_none_or(|before| before.containers != view.containers || before.is_seen != view.is_seen) {
+        // What a pod asks for may change while its containers stay.
+        let is_same = |before: &PodView| {
+            before.containers == view.containers && before.is_seen == view.is_seen && before.pod.spec == view.pod.spec
+        };
+        if !before.is_some_and(|before| is_same(&before)) {
             self.changed.send_replace(());
         }
         if view.is_seen {

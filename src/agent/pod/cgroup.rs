@@ -67,15 +67,17 @@ fn apply_to(group: &str, driver: CgroupDriver, resources: &Resources) {
     directories(group, driver).iter().filter(|directory| directory.exists()).for_each(|directory| limit(directory, resources));
 }
 
-/// Lets the kernel kill a container as a whole when it takes too much memory (cgroup v2), as the kubelet asks its runtime to. A shell
-/// whose child was killed would go on, and nobody would know.
-pub fn kill_together(class: QosClass, uid: &str, driver: CgroupDriver, container_id: &str) {
+/// Sets what the engine has no option for (cgroup v2), as the kubelet asks its runtime to: a container that takes too much memory is
+/// killed as a whole, since a shell whose child was killed would go on as if nothing had been; and none is swapped out.
+pub fn settle(class: QosClass, uid: &str, driver: CgroupDriver, container_id: &str) {
     if !is_unified() {
         return;
     }
-    let file = directory(class, uid, driver, "").join(container_directory(driver, container_id)).join("memory.oom.group");
-    if let Err(error) = std::fs::write(&file, "1") {
-        tracing::debug!(path = %file.display(), %error, "a container's processes are killed one by one");
+    let folder = directory(class, uid, driver, "").join(container_directory(driver, container_id));
+    for (file, value) in [("memory.oom.group", "1"), ("memory.swap.max", "0")] {
+        if let Err(error) = std::fs::write(folder.join(file), value) {
+            tracing::debug!(path = %folder.display(), file, %error, "not set in a container's cgroup");
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub async fn start(context: &Context, mut job: StartJob) -> Result<ContainerDeta
         return Err(StartFailure { retry_after: Duration::ZERO, ..StartFailure::new("RunContainerError", message) });
     }
     let uid = job.pod.metadata.uid.as_deref().unwrap_or("");
-    cgroup::kill_together(qos_class(&job.pod), uid, context.offer.cgroup_driver, &id);
+    cgroup::settle(qos_class(&job.pod), uid, context.offer.cgroup_driver, &id);
     move_to_cpus(context, &job, &id, share).await;
     context.event(&job.pod, Some(name), false, "Started", &format!("Started container {name}"));
     post_start(context, &job, &id).await?;
