@@ -60,13 +60,6 @@ fn run_cases() {
             failed.push(name);
         }
     }
-    println!(
-        "{}",
-        support::run(
-            "bash",
-            ["-c", "cat /proc/$PPID/stat | cut -d' ' -f14-17; ps -eo cputimes,args --sort=-cputimes | head -12 | cut -c1-100"]
-        )
-    );
     drop(world);
     nothing_is_left();
     assert!(failed.is_empty(), "failed: {failed:?}");
