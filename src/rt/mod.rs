@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod files;
+pub mod gates;
 pub mod limits;
 pub mod log;
 pub mod memory;

@@ -22,6 +22,7 @@ use super::pod::context::{EventSink, reference};
 use crate::cri::{Image, PullProgress, Pulled, RegistryAuth, Runtime};
 use crate::rt::backoff::exponential;
 use crate::rt::clock::{SharedClock, instant};
+use crate::rt::gates::Gates;
 
 pub mod collect;
 pub mod ledger;
@@ -59,8 +60,8 @@ pub struct Images {
     registries: Registries,
     ledger: Arc<Ledger>,
     pulls: Mutex<HashMap<String, Arc<Semaphore>>>,
-    /// One lock an image: a second pull of it waits for the first and then finds it.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// A second pull of an image waits for the first and then finds it.
+    turns: Gates,
     failed: Mutex<HashMap<(String, String), Failed>>,
 }
 
@@ -73,7 +74,7 @@ impl Images {
         registries: Registries,
         ledger: Arc<Ledger>,
     ) -> Self {
-        let (pulls, turns, failed) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (pulls, turns, failed) = (Mutex::default(), Gates::default(), Mutex::default());
         Self { runtime, clock, events, registries, ledger, pulls, turns, failed }
     }
 
@@ -165,8 +166,7 @@ impl Images {
         progress: PullProgress<'_>,
     ) -> Result<(Image, Duration, Duration), String> {
         let asked_at = instant();
-        let turn = Arc::clone(self.turns.lock().entry(image.to_owned()).or_default());
-        let _turn = turn.lock().await;
+        let _turn = self.turns.enter(image).await;
         let pulls = self.pulls_from(registry_of(image));
         let _permit = pulls.acquire().await.map_err(|error| error.to_string())?;
         let began_at = instant();
@@ -176,9 +176,7 @@ impl Images {
             return Ok((found, began_at.elapsed(), asked_at.elapsed()));
         }
         let was_there = self.look(image).await?.is_some();
-        let result = self.pull_from_any(image, auths, progress).await;
-        self.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
-        result?;
+        self.pull_from_any(image, auths, progress).await?;
         if !was_there {
             self.ledger.pulled(image, self.clock.now());
         }

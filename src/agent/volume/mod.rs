@@ -26,7 +26,6 @@ mod atomic;
 mod claim;
 mod empty_dir;
 mod file_system;
-mod gates;
 mod gather;
 mod host_path;
 mod image;

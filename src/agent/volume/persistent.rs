@@ -11,13 +11,13 @@ use serde_json::json;
 
 use super::claim::{self, Claimed};
 use super::file_system::{self, Wanted};
-use super::gates::Gates;
 use super::iscsi::Iscsi;
 use super::local_path::LocalPaths;
 use super::{SET_UP, blocking, host_path, loop_device, mounting, nfs, ownership};
 use crate::agent::csi::CsiMounts;
 use crate::agent::pod::context::{Context, MountedVolume};
 use crate::client::PatchKind;
+use crate::rt::gates::Gates;
 
 /// The node's persistent volumes. Each is set up or taken down for one pod at a time, so that who takes it down sees who still uses it.
 pub struct Persistent {

@@ -20,9 +20,9 @@ pub use disk::Disk;
 use sysfs::Sysfs;
 
 use super::file_system::{self, Wanted};
-use super::gates::Gates;
 use super::{blocking, mounting, ownership, tool};
 use crate::agent::pod::context::Context;
+use crate::rt::gates::Gates;
 
 /// How long a disk may take to appear: upstream's `multipathDeviceTimeout`.
 const APPEARS: Duration = Duration::from_secs(10);

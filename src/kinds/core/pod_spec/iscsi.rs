@@ -18,30 +18,28 @@ struct Source<'a> {
     has_secret: bool,
 }
 
+/// The two sources have the same fields and no type in common.
+macro_rules! common {
+    ($source:expr) => {
+        Source {
+            portal: &$source.target_portal,
+            iqn: &$source.iqn,
+            lun: $source.lun,
+            initiator: $source.initiator_name.as_deref(),
+            has_chap: $source.chap_auth_discovery == Some(true) || $source.chap_auth_session == Some(true),
+            has_secret: $source.secret_ref.is_some(),
+        }
+    };
+}
+
 /// Checks the disk of a pod's own volume.
 pub fn of_pod(errors: &mut Errors, path: &Path, source: &ISCSIVolumeSource) {
-    let common = Source {
-        portal: &source.target_portal,
-        iqn: &source.iqn,
-        lun: source.lun,
-        initiator: source.initiator_name.as_deref(),
-        has_chap: source.chap_auth_discovery == Some(true) || source.chap_auth_session == Some(true),
-        has_secret: source.secret_ref.is_some(),
-    };
-    common.check(errors, path);
+    common!(source).check(errors, path);
 }
 
 /// Checks the disk of a persistent volume.
 pub fn of_volume(errors: &mut Errors, path: &Path, source: &ISCSIPersistentVolumeSource) {
-    let common = Source {
-        portal: &source.target_portal,
-        iqn: &source.iqn,
-        lun: source.lun,
-        initiator: source.initiator_name.as_deref(),
-        has_chap: source.chap_auth_discovery == Some(true) || source.chap_auth_session == Some(true),
-        has_secret: source.secret_ref.is_some(),
-    };
-    common.check(errors, path);
+    common!(source).check(errors, path);
     if let Some(secret) = &source.secret_ref {
         required(errors, &path.child("secretRef").child("name"), secret.name.as_deref().unwrap_or(""));
     }

@@ -1,4 +1,4 @@
-//! Turns by name: whoever works on a volume or a target keeps out others who would, and nobody else.
+//! Turns by name: whoever works on something (a volume, a target, an image) keeps out others who would, and nobody else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
