@@ -253,7 +253,7 @@ impl Log {
 
     /// Whether the file that is read is the one that is written.
     fn is_newest(&self) -> bool {
-        inode(&self.path).is_none_or(|inode| inode == self.inode)
+        tail::inode(&self.path).is_none_or(|inode| inode == self.inode)
     }
 
     /// Waits until something was written, the log was rotated, or the container may have ended.
@@ -322,10 +322,6 @@ fn fixed_nanos(time: &str) -> String {
     let (rest, zone) = time.split_at(time.len() - usize::from(time.ends_with('Z')));
     let (seconds, fraction) = rest.split_once('.').unwrap_or((rest, ""));
     format!("{seconds}.{fraction:0<9}{zone}")
-}
-
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 fn watch(log: &Path) -> io::Result<EventStream<[u8; 1024]>> {

@@ -12,25 +12,39 @@ use super::logs::Entry;
 const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Opens the files of a log, oldest first: Docker appends `.1` to the file before the present one, and so on. They are opened
-/// from the newest on: when the log is rotated meanwhile, a file is met again under its next name, and none is missed.
+/// from the newest on: when the log is rotated meanwhile, a file is met again under its next name, and none is missed. A rotation
+/// renames the oldest first, so a name that is missing may be one whose file has just got the next name.
 ///
 /// # Errors
 /// When a file that is there cannot be opened.
 pub(super) fn open(log: &Path) -> io::Result<Vec<File>> {
-    let (mut files, mut known) = (Vec::new(), BTreeSet::new());
-    for number in 0.. {
-        let file = match File::open(if number == 0 { log.to_owned() } else { rotated(log, number) }) {
-            // Between renaming the old file and making the new one there is none.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            file => file?,
-        };
-        if known.insert(file.metadata()?.ino()) {
-            files.push(file);
+    loop {
+        let before = inode(log);
+        let (mut files, mut known, mut is_gap) = (Vec::new(), BTreeSet::new(), false);
+        for number in 0.. {
+            match File::open(if number == 0 { log.to_owned() } else { rotated(log, number) }) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && is_gap => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => is_gap = true,
+                file => {
+                    let file = file?;
+                    is_gap = false;
+                    if known.insert(file.metadata()?.ino()) {
+                        files.push(file);
+                    }
+                }
+            }
+        }
+        // Two missing names may also be one before a rotation ended and one after the next began.
+        if inode(log) == before {
+            files.reverse();
+            return Ok(files);
         }
     }
-    files.reverse();
-    Ok(files)
+}
+
+/// By which a file is known whatever its name is; `None` if it is not there.
+pub(super) fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 pub(super) fn rotated(log: &Path, number: u32) -> PathBuf {
@@ -114,6 +128,10 @@ mod tests {
         assert_eq!(rest(&log, 99), "one\n");
         std::fs::remove_file(&log).unwrap();
         assert_eq!(rest(&log, 99), "one\n");
+        // The oldest file has its next name, the present one not yet.
+        std::fs::rename(rotated(&log, 1), rotated(&log, 2)).unwrap();
+        std::fs::write(&log, line("two\n")).unwrap();
+        assert_eq!(rest(&log, 99), "one\ntwo\n");
     }
 
     #[test]
