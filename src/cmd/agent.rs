@@ -11,7 +11,6 @@ use super::settings::AgentSettings;
 use super::token::Token;
 use super::{host, notify, run};
 use crate::agent::bootstrap::{self, JoinConfig, JoinError, Joined};
-use crate::rt::clock::SharedClock;
 use crate::rt::{Backoff, SystemClock, TaskGroup, limits};
 
 /// Runs until a signal.
@@ -45,7 +44,7 @@ fn name(settings: &AgentSettings) -> String {
 /// Joins and starts the node; returns what is cancelled when it is removed from the cluster.
 async fn start(settings: &AgentSettings, tasks: &TaskGroup) -> Result<CancellationToken, CmdError> {
     node::check(&settings.node)?;
-    let clock: SharedClock = Arc::new(SystemClock);
+    let clock = SystemClock::start(tasks);
     let given = settings.token.as_deref().filter(|token| !token.is_empty());
     let token = given.map(Token::parse).transpose().map_err(CmdError::Setting)?;
     let name = name(settings);

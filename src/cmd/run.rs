@@ -4,13 +4,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CmdError;
 use super::notify;
-use crate::rt::{TaskGroup, limits};
+use crate::rt::{TaskGroup, limits, memory};
 
 /// Waits for SIGTERM, SIGINT or the end of a critical task, then stops all tasks.
 ///
 /// # Errors
 /// [`CmdError::Background`] when a critical task ended by itself.
 pub async fn until_stopped(tasks: &TaskGroup) -> Result<(), CmdError> {
+    memory::give_back_after_start(tasks);
     let token = tasks.token();
     tokio::select! {
         name = stop_signal() => tracing::info!(signal = name, "stopping; containers go on"),

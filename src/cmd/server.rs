@@ -65,7 +65,7 @@ pub async fn run(settings: ServerSettings) -> Result<(), CmdError> {
 async fn start(settings: &ServerSettings, tasks: &TaskGroup) -> Result<(), CmdError> {
     let data_dir = &settings.common.data_dir;
     std::fs::create_dir_all(data_dir).map_err(|source| CmdError::DataDir { path: data_dir.clone(), source })?;
-    let clock: SharedClock = Arc::new(SystemClock);
+    let clock = SystemClock::start(tasks);
     let roots = Arc::new(Pki::open(&data_dir.join("pki"), clock.now())?);
     let token = Token::of_server(&data_dir.join("token"), settings.token.as_deref(), roots.server_ca.fingerprint())
         .map_err(CmdError::Setting)?;

@@ -214,6 +214,6 @@ impl Context {
 pub fn run(tasks: &TaskGroup, client: Client, config: ControllerConfig) {
     let context = Context { tasks: tasks.clone(), client, config };
     for (_, build) in CONTROLLERS {
-        runner::start(tasks, build(&context));
+        runner::start(tasks, build(&context), &context.config.clock);
     }
 }

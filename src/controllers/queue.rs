@@ -110,6 +110,18 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// All keys that are delayed are due now: the clock that their delays were told by was set.
+    pub fn hurry(&self) {
+        let mut state = self.state.lock();
+        while let Some((_, key)) = state.due.pop_first() {
+            state.delayed.remove(&key);
+            state.add(key);
+        }
+        self.update_depth(&state);
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// Adds a key whose work failed, after a delay that doubles with every failure in a row. Returns the delay.
     pub fn retry(&self, key: ObjectKey) -> Duration {
         let mut state = self.state.lock();
@@ -211,5 +223,9 @@ mod tests {
         assert!(delays[0] >= 5 && delays[1] >= 10 && delays[2] >= 20 && delays[2] < 40, "{delays:?}");
         queue.forget(&key("c"));
         assert!(queue.retry(key("c")).as_millis() < 10);
+        queue.add_after(key("d"), Duration::from_secs(3_600));
+        queue.hurry();
+        assert_eq!([queue.next().await, queue.next().await], [key("c"), key("d")]);
+        assert!(start.elapsed().as_secs() < 10);
     }
 }

@@ -10,6 +10,7 @@ use super::queue::Queue;
 use super::{Controller, Error, Requeue, metrics};
 use crate::client::informer::{Change, Informer};
 use crate::client::{Cached, ClientError, ObjectKey};
+use crate::rt::clock::SharedClock;
 use crate::rt::{TaskGroup, clock};
 
 /// Time for one reconcile; the key is tried again after it.
@@ -69,10 +70,16 @@ impl Watches {
 }
 
 /// Starts a controller in `tasks`.
-pub(super) fn start(tasks: &TaskGroup, controller: Arc<dyn Controller>) {
+pub(super) fn start(tasks: &TaskGroup, controller: Arc<dyn Controller>, clock: &SharedClock) {
     let queue = Arc::new(Queue::new(controller.name()));
     let mut watches = Watches { tasks: tasks.clone(), queue: Arc::clone(&queue), synced: Vec::new() };
     controller.watch(&mut watches);
+    let (hurried, mut steps, token) = (Arc::clone(&queue), clock.steps(), tasks.token());
+    tasks.spawn(async move {
+        while let Some(Ok(())) = token.run_until_cancelled(steps.changed()).await {
+            hurried.hurry();
+        }
+    });
     let (tasks, synced) = (tasks.clone(), watches.synced);
     tasks.clone().spawn(async move {
         if tasks.token().run_until_cancelled(join_all(synced)).await.is_none() {

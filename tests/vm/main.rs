@@ -7,6 +7,7 @@
 mod support;
 
 mod cgroups;
+mod clock;
 mod iscsi;
 mod nfs;
 mod world;
@@ -46,7 +47,7 @@ fn in_a_machine_of_its_own() {
 /// All cases, one after the other, in one cluster: a case that fails does not keep the others from being run.
 fn run_cases() {
     let wanted = std::env::var(WANTED).unwrap_or_default();
-    let all: Vec<(&str, Case)> = [nfs::CASES, iscsi::CASES, cgroups::CASES, nfs::LAST].concat();
+    let all: Vec<(&str, Case)> = [nfs::CASES, iscsi::CASES, cgroups::CASES, clock::CASES, nfs::LAST].concat();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.split(',').any(|word| name.contains(word));
     let mut world = World::start();
     let mut failed = Vec::new();

@@ -36,16 +36,22 @@ impl Renewal {
     /// Renews the certificates in time, for ever.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
+        let mut steps = self.config.clock.steps();
         loop {
-            match self.renew().await {
+            let pause = match self.renew().await {
                 Ok(()) => {
                     backoff.reset();
-                    tokio::time::sleep(RENEWAL_CHECK).await;
+                    RENEWAL_CHECK
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the node's certificates were not renewed; trying again");
-                    tokio::time::sleep(backoff.next_delay()).await;
+                    backoff.next_delay()
                 }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The clock lives as long as we do.
+                _ = steps.changed() => {}
             }
         }
     }

@@ -173,7 +173,7 @@ impl Worker {
 
     /// Runs until the pod is gone from the API and nothing of it is left, or until the agent stops (its containers go on).
     pub(super) async fn run(mut self) {
-        let token = self.context.tasks.token();
+        let (token, mut steps) = (self.context.tasks.token(), self.context.clock.steps());
         while !self.is_over() {
             let wake_at = self.step().await;
             if self.is_over() {
@@ -186,6 +186,8 @@ impl Worker {
                 () = mailbox.wait() => {}
                 Some(done) = self.operations.next() => self.note(done),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
+                // Tokens may have grown old, or be of a time to come.
+                _ = steps.changed() => self.refresh_volumes = true,
             }
         }
         self.probes.values().for_each(|probes| probes.all.cancel());

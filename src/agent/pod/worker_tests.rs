@@ -373,6 +373,21 @@ async fn a_dead_sandbox_is_made_anew() {
 }
 
 #[tokio::test]
+async fn what_is_due_when_the_clock_was_set_is_done_then() {
+    let mut spec = one();
+    (spec["activeDeadlineSeconds"], spec["terminationGracePeriodSeconds"]) = (json!(3_600), json!(1));
+    let world = world(spec);
+    world.work();
+    world.until_ready().await;
+    let start = world.context.clock.now();
+    world.clock.set(start - Duration::from_secs(7_200));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(world.is_ready(), "nothing is due");
+    world.clock.set(start + Duration::from_secs(7_200));
+    world.until("the deadline is over", |world| world.status()["reason"] == "DeadlineExceeded").await;
+}
+
+#[tokio::test]
 async fn a_job_ends() {
     let mut spec = one();
     spec["restartPolicy"] = json!("Never");

@@ -13,11 +13,22 @@ use crate::client::{Client, ClientError};
 
 const DEFAULT_SECONDS: i64 = 3_600;
 
+/// How far ahead of the clock a token may have been made; servers allow as much.
+const SKEW: Duration = Duration::from_secs(60);
+
 /// A token and when the next one is due.
 #[derive(Debug, Clone)]
 pub struct Token {
     pub text: String,
+    made_at: Timestamp,
     pub renew_at: Timestamp,
+}
+
+impl Token {
+    /// A token that was made before the clock was set back is not valid yet.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.renew_at > now && self.made_at <= now + SKEW
+    }
 }
 
 /// Pod uid, audience, seconds of life.
@@ -42,7 +53,7 @@ impl Tokens {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let seconds = projection.expiration_seconds.unwrap_or(DEFAULT_SECONDS);
         let key = (text(&pod.metadata.uid), text(&projection.audience), seconds);
-        if let Some(known) = self.0.lock().get(&key).filter(|known| known.renew_at > now) {
+        if let Some(known) = self.0.lock().get(&key).filter(|known| known.is_fresh(now)) {
             return Ok(known.clone());
         }
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
@@ -64,7 +75,7 @@ impl Tokens {
         let answer: TokenRequest = client.post(&path, &request).await?;
         let status = answer.status.unwrap_or_default();
         let expires_at = status.expiration_timestamp.map_or(now, |at| at.0);
-        let token = Token { text: status.token.unwrap_or_default(), renew_at: renew_at(now, expires_at) };
+        let token = Token { text: status.token.unwrap_or_default(), made_at: now, renew_at: renew_at(now, expires_at) };
         self.0.lock().insert(key, token.clone());
         Ok(token)
     }
@@ -79,4 +90,18 @@ impl Tokens {
 fn renew_at(now: Timestamp, expires_at: Timestamp) -> Timestamp {
     let life = Duration::try_from(expires_at.duration_since(now)).unwrap_or(Duration::ZERO);
     now + life.mul_f64(0.8).clamp(Duration::from_secs(10), LONGEST_TOKEN_USE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_used_while_they_are_valid() {
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let token = Token { text: String::new(), made_at: second(1_000), renew_at: renew_at(second(1_000), second(1_600)) };
+        assert_eq!(token.renew_at, second(1_480));
+        let fresh: Vec<bool> = [900, 940, 1_479, 1_480].into_iter().map(|now| token.is_fresh(second(now))).collect();
+        assert_eq!(fresh, [false, true, true, false]);
+    }
 }
