@@ -259,7 +259,8 @@ impl NodeLifecycle {
     }
 
     /// Looks whether this process was frozen. It must be asked before a node is blamed: after a freeze all timers end at once.
-    fn look_at_time(&self) {
+    /// Returns when to look again.
+    fn look_at_time(&self) -> Duration {
         let now = clock::instant();
         let mut heard = self.heard.lock();
         if heard.ticked.is_none_or(|ticked| now.duration_since(ticked) >= TICK)
@@ -267,6 +268,7 @@ impl NodeLifecycle {
         {
             tracing::warn!(frozen_ms = frozen.as_millis(), "this process did not run for a while; nodes get that time");
         }
+        heard.ticked.map_or(TICK, |ticked| TICK.saturating_sub(now.duration_since(ticked)))
     }
 }
 
@@ -315,8 +317,7 @@ impl Controller for NodeLifecycle {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
         if key.name.is_empty() {
-            self.look_at_time();
-            return Ok(Requeue::After(TICK));
+            return Ok(Requeue::After(self.look_at_time()));
         }
         let Some(node) = self.nodes.get("", &key.name) else { return Ok(Requeue::Done) };
         self.look_at_time();

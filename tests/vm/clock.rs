@@ -19,7 +19,7 @@ fn step(hours: i64) {
 }
 
 fn steps(world: &mut World) {
-    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 2});
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 5, "timeoutSeconds": 10});
     let probed = json!({"livenessProbe": probe, "readinessProbe": probe,
         "volumeMounts": [{"name": "token", "mountPath": "/token"}]});
     let token = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 600}});
