@@ -219,7 +219,8 @@ fn value_error<'a>(value: &'a Value, shape: &Shape, of: &Type, path: &mut Vec<&'
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+/// The word of JSON for what a value is, as Go's decoder names it in errors.
+pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -10,11 +10,12 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequestSpec, PodCertificateRequestStatus};
 use k8s_openapi::api::core::v1::{Pod, PodCertificateProjection, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
-use k8s_openapi::{ByteString, Metadata, NamespaceResourceScope, Resource};
+use k8s_openapi::{ByteString, NamespaceResourceScope};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::gather::GatherError;
+use super::promoted::promoted;
 use crate::agent::pod::context::Context;
 use crate::pki::request::{KEY_TYPES, StubRequest};
 use crate::pki::{pem, pem_blocks};
@@ -38,26 +39,7 @@ pub struct Request {
     pub status: Option<PodCertificateRequestStatus>,
 }
 
-impl Resource for Request {
-    const API_VERSION: &'static str = "certificates.k8s.io/v1";
-    const GROUP: &'static str = "certificates.k8s.io";
-    const KIND: &'static str = "PodCertificateRequest";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "podcertificaterequests";
-    type Scope = NamespaceResourceScope;
-}
-
-impl Metadata for Request {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+promoted!(Request, NamespaceResourceScope, "PodCertificateRequest", "podcertificaterequests");
 
 impl Request {
     /// What the signer decided, if it has.

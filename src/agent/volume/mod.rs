@@ -34,6 +34,7 @@ mod loop_device;
 mod nfs;
 mod ownership;
 mod persistent;
+mod promoted;
 mod token;
 mod tool;
 

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use k8s_openapi::ClusterResourceScope;
 use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundleSpec;
 use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
 
+use super::promoted::promoted;
 use crate::kinds::check::selects;
 
 /// Begins and ends a block of PEM.
@@ -23,26 +24,7 @@ pub struct Bundle {
     pub spec: ClusterTrustBundleSpec,
 }
 
-impl Resource for Bundle {
-    const API_VERSION: &'static str = "certificates.k8s.io/v1";
-    const GROUP: &'static str = "certificates.k8s.io";
-    const KIND: &'static str = "ClusterTrustBundle";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "clustertrustbundles";
-    type Scope = ClusterResourceScope;
-}
-
-impl Metadata for Bundle {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+promoted!(Bundle, ClusterResourceScope, "ClusterTrustBundle", "clustertrustbundles");
 
 /// The anchors that a projection asks for, each once, in an order that changes with the content alone.
 ///

@@ -68,19 +68,8 @@ pub fn decode(media: Media, bytes: &[u8], expected: Option<&Type>) -> Result<Dec
         Value::Object(map) => Ok(Decoded { object: Object(map), warnings: parsed.duplicates }),
         other => Err(ApiError::bad_request(format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
-            type_name(&other)
+            prune::kind_of(&other)
         ))),
-    }
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
     }
 }
 
@@ -106,7 +95,7 @@ fn parse(media: Media, bytes: &[u8], expected: Option<&Type>) -> Result<yaml::Pa
 pub fn applied(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, ApiError> {
     let parsed = yaml::to_value(bytes).map_err(|why| ApiError::bad_request(format!("error decoding YAML: {why}")))?;
     let Value::Object(map) = parsed.value else {
-        let found = type_name(&parsed.value);
+        let found = prune::kind_of(&parsed.value);
         let why = format!("json: cannot unmarshal {found} into Go value of type map[string]interface {{}}");
         return Err(ApiError::bad_request(format!("error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}")));
     };
