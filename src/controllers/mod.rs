@@ -21,12 +21,14 @@ mod bootstrap_token;
 mod certificate_cleaner;
 mod certificates;
 mod cluster_role_aggregation;
+mod daemon_set;
 mod deployment;
 mod disruption;
 mod disruption_budget;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
+mod history;
 mod metadata;
 mod metrics;
 mod namespace;
@@ -34,6 +36,7 @@ pub mod node_identity;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
+mod pod_control;
 mod pod_gc;
 mod pods;
 mod queue;
@@ -42,6 +45,7 @@ mod runner;
 mod service_account;
 mod service_cidr;
 mod service_lb;
+mod stateful_set;
 mod status;
 mod taint_eviction;
 mod volume;
@@ -57,6 +61,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("csrcleaner", certificate_cleaner::certificate_cleaner),
+    ("daemonset", daemon_set::daemon_set),
     ("deployment", deployment::deployment),
     ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),
@@ -78,6 +83,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("serviceaccount", service_account::service_account),
     ("servicecidr", service_cidr::service_cidr),
     ("servicelb", service_lb::service_lb),
+    ("statefulset", stateful_set::stateful_set),
     ("tainteviction", taint_eviction::taint_eviction),
 ];
 

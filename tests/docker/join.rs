@@ -34,7 +34,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 ";
 
 /// An `orch agent` process, on a host or on this machine.
-struct Node<'a> {
+pub struct Node<'a> {
     server: String,
     host: Option<&'a Host>,
     name: String,
@@ -44,9 +44,14 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    fn on_machine(cluster: &Cluster) -> Self {
+    pub fn on_machine(cluster: &Cluster) -> Self {
         let (name, folder) = (format!("{}-second", cluster.node), cluster.folder.path().join("second"));
         Self { server: format!("https://127.0.0.1:{}", cluster.port), host: None, name, folder, port: free_port(), child: None }
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     fn on_host(cluster: &Cluster, host: &'a Host, name: &str) -> Self {
@@ -60,7 +65,7 @@ impl<'a> Node<'a> {
         command
     }
 
-    fn start(&mut self, token: &str) {
+    pub fn start(&mut self, token: &str) {
         std::fs::create_dir_all(&self.folder).unwrap();
         let log = File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
         let mut command = self.command();

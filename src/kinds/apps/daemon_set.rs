@@ -9,11 +9,14 @@ use super::workload;
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::kinds::check::{
-    Errors, at_most_100_percent, immutable, is_zero, maybe_not_negative, number_or_percent, one_of, str_of,
+    Errors, at_most_100_percent, immutable, is_zero, maybe_not_negative, number_or_percent, one_of, same, str_of,
 };
 use crate::kinds::core::pod_spec::defaults::{self, text, value};
 use crate::kinds::print::{age, containers, labels, name, selector};
 use crate::kinds::typed::{Definition, empty};
+
+/// Counts the changes of the template; the pods carry the count as a label. Clients cannot set it.
+const GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// The kind.
 pub static DAEMON_SET: Definition<DaemonSet> = Definition {
@@ -34,6 +37,8 @@ pub static DAEMON_SET: Definition<DaemonSet> = Definition {
     row: Some(row),
     default: Some(default),
     initial_status: Some(empty::<DaemonSetStatus>),
+    prepare_create: Some(|set| set_generation(set, 1)),
+    prepare_update: Some(prepare_update),
     validate: Some(validate),
     validate_update: Some(validate_update),
     warnings: Some(|set| workload::warnings(set.spec.as_ref().map(|spec| &spec.template))),
@@ -52,6 +57,18 @@ fn default(set: &mut DaemonSet) {
     }
     defaults::template(&mut spec.template);
     set.status.get_or_insert_default();
+}
+
+fn set_generation(set: &mut DaemonSet, generation: i64) {
+    set.metadata.annotations.get_or_insert_default().insert(GENERATION.to_owned(), generation.to_string());
+}
+
+fn prepare_update(new: &mut DaemonSet, old: &DaemonSet, subresource: Option<Subresource>) {
+    let annotation = old.metadata.annotations.as_ref().and_then(|annotations| annotations.get(GENERATION));
+    let generation = annotation.and_then(|generation| generation.parse().ok()).unwrap_or(0_i64);
+    let template = |set: &DaemonSet| set.spec.as_ref().map(|spec| spec.template.clone());
+    let is_changed = subresource.is_none() && !same(&template(new), &template(old));
+    set_generation(new, generation.saturating_add(i64::from(is_changed)));
 }
 
 fn validate(set: &DaemonSet) -> Vec<FieldError> {

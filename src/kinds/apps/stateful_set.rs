@@ -10,7 +10,8 @@ use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::api::names;
 use crate::kinds::check::{
-    Errors, is_empty_selector, label_selector, maybe_not_negative, number_or_percent, one_of, required_one_of, same, str_of,
+    Errors, at_most_100_percent, is_empty_selector, is_zero, label_selector, maybe_not_negative, number_or_percent, one_of,
+    required_one_of, same, str_of,
 };
 use crate::kinds::core::pod_spec::defaults::{self, quantities, text, value};
 use crate::kinds::core::pod_spec::template;
@@ -91,7 +92,13 @@ fn spec(errors: &mut Errors, path: &Path, spec: &StatefulSetSpec) {
             (_, Some(rolling)) => {
                 maybe_not_negative(errors, &at.child("partition"), rolling.partition);
                 if let Some(unavailable) = &rolling.max_unavailable {
-                    number_or_percent(errors, &at.child("maxUnavailable"), unavailable);
+                    let at = at.child("maxUnavailable");
+                    number_or_percent(errors, &at, unavailable);
+                    if is_zero(unavailable) {
+                        let value = serde_json::to_value(unavailable).unwrap_or_default();
+                        errors.push(FieldError::invalid(at.clone(), value, "cannot be 0"));
+                    }
+                    at_most_100_percent(errors, &at, unavailable);
                 }
             }
             _ => {}
