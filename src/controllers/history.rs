@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
 use super::owners::{self, Claim};
+use super::pod_control::is_namespace_terminating;
 use super::{Context, Error, Queue, Watches};
 use crate::api::selector::label::Selector;
 use crate::client::informer::{BY_CONTROLLER, Informer, by_controller, orphans};
@@ -221,6 +222,9 @@ impl Histories {
                 } else {
                     Established::Collision
                 })
+            }
+            Err(error) if is_namespace_terminating(&error) => {
+                Err(Error::Incomplete("its namespace is being terminated".to_owned()))
             }
             Err(error) => Err(error.into()),
         }

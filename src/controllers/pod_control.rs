@@ -105,20 +105,13 @@ impl PodControl {
         Ok(owned)
     }
 
-    /// Creates pods in batches of 1, 2, 4, …, so that a workload whose pods are all refused does not flood the API.
+    /// Creates pods, in the batches of [`slow_start`].
     ///
     /// # Errors
     /// [`Error::Client`] of the first that failed; the batches after it are not tried.
     pub(super) async fn create<K: ApiObject>(&self, key: &ObjectKey, set: &K, pods: &[Pod]) -> Result<(), Error> {
-        let (mut left, mut batch) = (pods, 1);
-        while !left.is_empty() {
-            let (now, later) = left.split_at(batch.min(left.len()));
-            let calls: Vec<_> = now.iter().map(|pod| self.create_one(key, set, pod)).collect();
-            let results: Vec<Result<(), Error>> = stream::iter(calls).buffer_unordered(PARALLEL).collect().await;
-            results.into_iter().collect::<Result<(), Error>>()?;
-            (left, batch) = (later, batch * 2);
-        }
-        Ok(())
+        let calls = pods.iter().map(|pod| self.create_one(key, set, pod)).collect();
+        slow_start(calls).await
     }
 
     async fn create_one<K: ApiObject>(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), Error> {
@@ -180,7 +173,45 @@ impl PodControl {
     }
 }
 
+/// Makes calls in batches of 1, 2, 4, …, so that a workload whose pods are all refused does not flood the API.
+///
+/// # Errors
+/// That of the first call that failed; the batches after it are not begun.
+pub(super) async fn slow_start<F: Future<Output = Result<(), Error>>>(mut calls: Vec<F>) -> Result<(), Error> {
+    let mut batch = 1;
+    while !calls.is_empty() {
+        let later = calls.split_off(batch.min(calls.len()));
+        let results: Vec<Result<(), Error>> = stream::iter(calls).buffer_unordered(PARALLEL).collect().await;
+        results.into_iter().collect::<Result<(), Error>>()?;
+        (calls, batch) = (later, batch * 2);
+    }
+    Ok(())
+}
+
 /// Whether a create was refused because its namespace is going away.
 pub(super) fn is_namespace_terminating(error: &ClientError) -> bool {
     error.api().is_some_and(|error| error.details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn batches_double_until_one_fails() {
+        let begun = AtomicUsize::new(0);
+        let call = |fails: bool| {
+            let begun = &begun;
+            async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                if fails { Err(Error::TimedOut) } else { Ok(()) }
+            }
+        };
+        assert!(slow_start((0..10).map(|_| call(false)).collect()).await.is_ok());
+        assert_eq!(begun.swap(0, Ordering::Relaxed), 10);
+        assert!(slow_start((0..10).map(|at| call(at == 1)).collect()).await.is_err());
+        assert_eq!(begun.load(Ordering::Relaxed), 3, "the second batch had two, the third was not begun");
+    }
 }

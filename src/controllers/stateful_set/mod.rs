@@ -4,18 +4,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::history::{self, Established, Histories, REVISION_HASH, Snapshot, name_of};
-use super::pod_control::{PodControl, STALE, is_namespace_terminating};
+use super::pod_control::{PodControl, STALE, is_namespace_terminating, slow_start};
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
 use crate::api::selector::label::Selector;
 use crate::client::informer::Informer;
 use crate::client::recorder::{EventType, reference};
-use crate::client::{ClientError, ObjectKey, PatchKind};
+use crate::client::{ApiObject, ClientError, ObjectKey, PatchKind};
 use crate::rt::clock::SharedClock;
 
 mod claims;
@@ -25,8 +25,6 @@ mod pod;
 use plan::{Observed, Plan, Revision, Step, Task, Why, plan};
 
 const COMPONENT: &str = "statefulset-controller";
-/// Most tasks of a stage that run at one time.
-const PARALLEL: usize = 64;
 
 /// The controller of StatefulSets.
 pub(super) fn stateful_set(context: &Context) -> Arc<dyn Controller> {
@@ -108,15 +106,8 @@ impl StatefulSetController {
     }
 
     async fn perform(&self, key: &ObjectKey, set: &StatefulSet, stages: Vec<Vec<Task>>) -> Result<(), Error> {
-        for mut left in stages {
-            let mut batch = 1;
-            while !left.is_empty() {
-                let later = left.split_off(batch.min(left.len()));
-                let calls = stream::iter(left).map(|task| self.perform_task(key, set, task));
-                let results: Vec<Result<(), Error>> = calls.buffer_unordered(PARALLEL).collect().await;
-                results.into_iter().collect::<Result<(), Error>>()?;
-                (left, batch) = (later, batch * 2);
-            }
+        for stage in stages {
+            slow_start(stage.into_iter().map(|task| self.perform_task(key, set, task)).collect()).await?;
         }
         Ok(())
     }
@@ -131,14 +122,15 @@ impl StatefulSetController {
                     return Err(Error::Incomplete(message));
                 }
                 Step::OwnClaim(claim, owners) => {
-                    let meta = &claim.metadata;
-                    let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": owners}});
+                    let (uid, revision) = (&claim.metadata.uid, &claim.metadata.resource_version);
+                    let meta = json!({"uid": uid, "resourceVersion": revision, "ownerReferences": owners});
+                    let patch = json!({"metadata": meta});
                     self.patch::<PersistentVolumeClaim>(&claim.metadata, PatchKind::Merge, &patch).await?;
                 }
                 Step::CreatePod(pod) => self.create_pod(key, set, &pod).await?,
                 Step::CorrectPod(pod, patch) => {
                     let corrected = self.patch::<Pod>(&pod.metadata, PatchKind::Strategic, &patch).await;
-                    self.say(set, "update", name_of(&pod.metadata), corrected.as_ref().map(|()| ()).map_err(|error| error as _));
+                    self.say(set, "update", name_of(&pod.metadata), corrected.as_ref().copied().map_err(|error| error as _));
                     corrected?;
                 }
                 Step::DeletePod(pod, why) => self.delete_pod(key, set, &pod, why).await?,
@@ -147,12 +139,7 @@ impl StatefulSetController {
         Ok(())
     }
 
-    async fn patch<K: crate::client::ApiObject>(
-        &self,
-        meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-        kind: PatchKind,
-        patch: &Value,
-    ) -> Result<(), ClientError> {
+    async fn patch<K: ApiObject>(&self, meta: &ObjectMeta, kind: PatchKind, patch: &Value) -> Result<(), ClientError> {
         let namespace = meta.namespace.as_deref().unwrap_or("");
         self.control.client.patch::<K>(namespace, name_of(meta), None, kind, patch).await.map(drop)
     }

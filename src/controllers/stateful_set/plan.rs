@@ -310,8 +310,8 @@ impl<'a> Planner<'a> {
         let (mut tasks, mut flow) = (Vec::new(), Flow::Go);
         let first_unavailable = self.first_unavailable();
         for (at, pod) in &self.condemned {
-            let is_held = is_terminating(pod) || (self.is_unavailable(pod) && first_unavailable != Some(*at));
-            if !is_terminating(pod) && !(self.is_ordered && is_held) {
+            let is_held = self.is_ordered && self.is_unavailable(pod) && first_unavailable != Some(*at);
+            if !is_terminating(pod) && !is_held {
                 tasks.push(vec![Step::DeletePod(Arc::clone(pod), Why::Unwanted)]);
             }
             if self.is_ordered {
