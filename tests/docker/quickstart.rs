@@ -50,6 +50,11 @@ fn every_example_applies() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     kubectl.run(["apply", "-f", examples.to_str().unwrap()]);
     kubectl.run(["wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s"]);
+    kubectl.run(["rollout", "status", "sts/store", "--timeout=60s"]);
+    kubectl.run(["exec", "store-0", "--", "redis-cli", "-h", "store-1.store", "set", "kept", "yes"]);
+    kubectl.run(["delete", "pod", "store-1"]);
+    kubectl.run(["rollout", "status", "sts/store", "--timeout=60s"]);
+    assert_eq!(kubectl.run(["exec", "store-1", "--", "redis-cli", "get", "kept"]).trim(), "yes");
     let logs = kubectl.run(["logs", "reads-config"]);
     assert!(logs.contains("maxmemory=2mb") && logs.contains("user=root"), "{logs}");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::join::Node;
 use crate::pods::{events, get, sh, until, until_event_within, until_ready, until_within};
-use crate::support::{Cluster, Kubectl, wait_for};
+use crate::support::{Cluster, Kubectl, text, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -96,12 +96,15 @@ fn sets_of_pods_with_names_and_on_nodes() {
         });
     });
     let delete = |name: &str| kubectl.run(["delete", "namespace", name, "--wait=false"]);
-    ["ordered", "updated", "kept"].map(delete);
+    for name in ["ordered", "updated", "kept"] {
+        delete(name);
+    }
     daemons_are_rolled_back(&daemons);
     a_drain_leaves_daemons(&daemons, &second_name);
     let lost = of("lost");
     nothing_is_lost_or_doubled(&mut cluster, &lost);
-    ["daemons", "lost"].map(delete);
+    delete("daemons");
+    delete("lost");
     wait_for("all pods to be gone", MINUTE, || {
         let left = kubectl.run(["get", "pods", "-A", "-o", "name"]);
         if left.is_empty() { Ok(()) } else { Err(left) }
@@ -143,7 +146,7 @@ fn pods_come_and_go_in_order_and_keep_their_claims(cluster: &Cluster, kubectl: &
     let ip = get(kubectl, "db-2", "{.status.podIP}");
     wait_for("the pod's name to resolve", MINUTE, || {
         let output = kubectl.output(["exec", "db-0", "--", "nslookup", "db-2.dbs.ordered.svc.cluster.local"]);
-        let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+        let seen = text(&output.stdout);
         if seen.contains(&ip) { Ok(()) } else { Err(seen) }
     });
     // Data outlives the pod.
@@ -208,7 +211,7 @@ fn updates_stop_where_they_should(kubectl: &Kubectl) {
     until_ready(kubectl, "web-0");
     assert_eq!(versions(kubectl, "web"), "1 1 2");
     partition(0);
-    assert!(rolled_out(kubectl, "sts/web").contains("3 pods at revision web-"), "the update is complete");
+    assert!(rolled_out(kubectl, "sts/web").contains("partitioned roll out complete: 3 new pods have been updated"));
     assert_eq!(versions(kubectl, "web"), "2 2 2");
     let status = |path: &str| kubectl.jsonpath(&["sts", "web"], path);
     assert_eq!(status("{.status.currentRevision}"), status("{.status.updateRevision}"));
@@ -382,7 +385,8 @@ fn a_drain_leaves_daemons(kubectl: &Kubectl, second: &str) {
     };
     kubectl.run(["delete", "sts", "movable", "--cascade=orphan"]);
     let before = daemon("uid");
-    let said = kubectl.run(["drain", second, "--ignore-daemonsets", "--force", "--timeout=40s"]);
+    let output = kubectl.output(["drain", second, "--ignore-daemonsets", "--force", "--timeout=40s"]);
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
     assert!(
         said.contains("ignoring DaemonSet-managed") && said.contains("movable-0 evicted") && said.contains("drained"),
         "{said}"
