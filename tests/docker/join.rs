@@ -201,6 +201,13 @@ fn a_second_node_joins_and_takes_pods() {
         assert!(page.contains("Welcome to nginx!"), "{page}");
     }
 
+    let ranges = kubectl.run(["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
+    let ranges: Vec<&str> = ranges.split(' ').collect();
+    let monitor = std::process::Command::new("timeout").args(["2", "ip", "monitor", "route"]).output().unwrap();
+    let changes = String::from_utf8(monitor.stdout).unwrap();
+    let ours: Vec<&str> = changes.lines().filter(|line| ranges.iter().any(|range| line.contains(range))).collect();
+    assert!(ranges.len() == 2 && ours.is_empty(), "the agents leave each other's routes alone: {ours:?}");
+
     let before = on(&second.name, ".status.containerStatuses[0].containerID");
     second.stop();
     second.start("");
