@@ -143,3 +143,34 @@ fn row(set: &DaemonSet, now: Timestamp) -> Vec<Value> {
         selector(Some(&spec.selector)).into(),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{Kind, Object};
+
+    fn set(image: &str, generation: &str) -> Object {
+        let value = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "a", "annotations": {GENERATION: generation}},
+            "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": {"metadata": {"labels": {"app": "a"}},
+            "spec": {"containers": [{"name": "c", "image": image}]}}}});
+        let Value::Object(map) = value else { panic!() };
+        let mut object = Object(map);
+        DAEMON_SET.default(&mut object);
+        object
+    }
+
+    #[test]
+    fn the_template_is_counted_by_nobody_else() {
+        let generation = |object: &Object| object.get(&["metadata", "annotations", GENERATION]).cloned();
+        let mut first = set("x:1", "9");
+        DAEMON_SET.prepare_create(&mut first);
+        assert_eq!(generation(&first), Some(json!("1")));
+        for (image, subresource, expected) in [("x:1", None, "1"), ("x:2", None, "2"), ("x:2", Some(Subresource::Status), "1")] {
+            let mut next = set(image, "7");
+            DAEMON_SET.prepare_update(&mut next, &first, subresource);
+            assert_eq!(generation(&next), Some(json!(expected)), "{image} {subresource:?}");
+        }
+    }
+}

@@ -156,3 +156,31 @@ fn row(set: &StatefulSet, now: Timestamp) -> Vec<Value> {
     let ready = format!("{ready}/{}", spec.replicas.unwrap_or(0));
     vec![name(&set.metadata), ready.into(), age(&set.metadata, now), names, images]
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn max_unavailable_is_above_nothing_and_at_most_all() {
+        for (value, expected) in [
+            (json!(2), vec![]),
+            (json!("40%"), vec![]),
+            (json!(0), vec!["cannot be 0"]),
+            (json!("0%"), vec!["cannot be 0"]),
+            (json!("101%"), vec!["must not be greater than 100%"]),
+            (json!(-1), vec!["must be greater than or equal to 0"]),
+        ] {
+            let set: StatefulSet = serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {
+                "podManagementPolicy": "Parallel", "selector": {"matchLabels": {"app": "a"}}, "serviceName": "a",
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": value}}, "template": {}}}))
+            .unwrap();
+            let errors: Vec<String> = validate(&set).iter().map(ToString::to_string).collect();
+            let about: Vec<&String> = errors.iter().filter(|error| error.contains("maxUnavailable")).collect();
+            assert_eq!(about.len(), expected.len(), "{value}: {errors:?}");
+            assert!(about.iter().zip(&expected).all(|(error, words)| error.contains(words)), "{value}: {about:?}");
+        }
+    }
+}
