@@ -1,6 +1,7 @@
 //! What a StatefulSet needs: a pure function of the set, its revisions, its pods and its claims, in the steps of upstream's
 //! `stateful_set_control.go`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::super::pods::{self, until_available};
 use super::super::status::count;
 use super::{claims, pod};
 use crate::kinds::check::percent;
+
+/// Most pods that one reconcile makes.
+const BURST: usize = 500;
 
 /// A revision of the set: its name, and the template that it stands for.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,18 +129,30 @@ impl<'a> Planner<'a> {
             ..StatefulSetStatus::default()
         };
         let ordinal = |pod: &Arc<Pod>| pod::ordinal(seen.set, name_of(&pod.metadata)).map(|at| (at, Arc::clone(pod)));
-        let (wanted, mut condemned): (Vec<_>, Vec<_>) =
+        let (wanted, condemned): (BTreeMap<_, _>, BTreeMap<_, _>) =
             seen.pods.iter().filter_map(ordinal).partition(|(at, _)| pod::is_in_range(seen.set, *at));
-        condemned.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let condemned = condemned.into_iter().rev().collect();
         let mut planner = Self { seen, spec, is_ordered, replicas: Vec::new(), condemned, stages: Vec::new(), status };
-        let start = pod::start(seen.set);
-        planner.replicas = (start..start.saturating_add(pod::replicas(seen.set)))
-            .map(|at| {
-                let there = wanted.iter().find(|(other, _)| *other == at).map(|(_, pod)| Replica::There(Arc::clone(pod)));
-                (at, there.unwrap_or_else(|| Replica::Planned(Box::new(planner.new_pod(at)))))
-            })
-            .collect();
+        planner.replicas = planner.places(wanted);
         planner
+    }
+
+    /// The places of the set, in order: all that are filled, and the first of those that are not.
+    fn places(&self, mut filled: BTreeMap<i32, Arc<Pod>>) -> Vec<(i32, Replica)> {
+        let start = pod::start(self.seen.set);
+        let (mut places, mut left) = (Vec::with_capacity(filled.len()), BURST);
+        for at in start..start.saturating_add(pod::replicas(self.seen.set)) {
+            if let Some(pod) = filled.remove(&at) {
+                places.push((at, Replica::There(pod)));
+            } else if left > 0 {
+                places.push((at, Replica::Planned(Box::new(self.new_pod(at)))));
+                left -= 1;
+            } else {
+                break;
+            }
+        }
+        places.extend(filled.into_iter().map(|(at, pod)| (at, Replica::There(pod))));
+        places
     }
 
     fn min_ready_seconds(&self) -> i32 {
@@ -147,10 +163,11 @@ impl<'a> Planner<'a> {
         self.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete")
     }
 
-    /// Replicas below this index keep the current revision.
-    fn partition(&self) -> usize {
+    /// Whether the pod of this ordinal keeps the current revision while others are updated.
+    fn is_held_back(&self, ordinal: i32) -> bool {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
-        usize::try_from(rolling.and_then(|rolling| rolling.partition).unwrap_or(0)).unwrap_or(0)
+        let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
+        !self.is_on_delete() && ordinal.saturating_sub(pod::start(self.seen.set)) < partition
     }
 
     /// `getStatefulSetMaxUnavailable`: at least 1.
@@ -169,11 +186,8 @@ impl<'a> Planner<'a> {
 
     /// `newVersionedStatefulSetPod`.
     fn new_pod(&self, ordinal: i32) -> Pod {
-        let set = self.seen.set;
-        let index = usize::try_from(ordinal - pod::start(set)).unwrap_or(0);
-        let is_held_back = !self.is_on_delete() && index < self.partition();
-        let revision = if is_held_back { self.seen.current } else { self.seen.update };
-        pod::new(set, &revision.template, &revision.name, ordinal)
+        let revision = if self.is_held_back(ordinal) { self.seen.current } else { self.seen.update };
+        pod::new(self.seen.set, &revision.template, &revision.name, ordinal)
     }
 
     fn is_ready(pod: &Pod) -> bool {
@@ -342,7 +356,7 @@ impl<'a> Planner<'a> {
         });
         let mut left = self.max_unavailable().saturating_sub(unavailable.count());
         let (mut tasks, mut of_current) = (Vec::new(), 0);
-        for (_, replica) in self.replicas.iter().skip(self.partition()).rev() {
+        for (_, replica) in self.replicas.iter().rev().filter(|(at, _)| !self.is_held_back(*at)) {
             let Replica::There(pod) = replica else { continue };
             if is_terminating(pod) || pods::has_ended(pod) || pod::revision_of(pod) == self.seen.update.name {
                 continue;

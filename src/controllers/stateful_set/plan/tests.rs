@@ -171,6 +171,14 @@ fn updates_go_from_the_last_to_the_first() {
     check(json!({"updateStrategy": {"type": "OnDelete"}}), &[("0:old 1:old 2:old", ""), ("0:old 1:old", "create db-2=new")]);
 }
 
+#[test]
+fn a_huge_set_is_made_in_parts() {
+    let huge = set(json!({"replicas": i32::MAX, "podManagementPolicy": "Parallel"}));
+    let (steps, plan) = planned(&huge, "1:new 700:new", &[]);
+    assert_eq!((steps.split(", ").count(), plan.stages[0].len()), (BURST, BURST));
+    assert!(steps.starts_with("create db-0=new, create db-2=new,") && steps.ends_with("create db-500=new"), "{steps}");
+}
+
 fn with_claims(policy: (&str, &str)) -> StatefulSet {
     set(json!({"replicas": 1, "persistentVolumeClaimRetentionPolicy": {"whenDeleted": policy.0, "whenScaled": policy.1},
         "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}))
