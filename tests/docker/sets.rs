@@ -2,7 +2,7 @@
 //! drained, and a server that is killed in the midst. One cluster of two nodes serves all cases; each has a namespace of its own.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -330,11 +330,28 @@ fn nodes_get_their_pods(cluster: &Cluster, kubectl: &Kubectl, second: &str) {
     until_on(kubectl, "some", &[second]);
     kubectl.run(["delete", "ds", "some"]);
     kubectl.run(["label", "node", second, "disk-"]);
+    refused_pods_are_made_anew_ever_more_slowly(kubectl, first);
     // A failed pod is replaced.
     let failed = names(kubectl, "pods").into_iter().find(|pod| pod.starts_with("agent-")).unwrap();
     fail(kubectl, &failed);
     until_event_within(MINUTE, kubectl, "agent", &format!("FailedDaemonPod: Found failed daemon pod daemons/{failed} on node"));
     until_on(kubectl, "agent", &[first, second]);
+}
+
+/// A pod that the node refuses fails, is deleted and made anew: after 1 s, then 2 s, ...
+fn refused_pods_are_made_anew_ever_more_slowly(kubectl: &Kubectl, node: &str) {
+    let mut refused = workload("DaemonSet", "refused", "1", json!({}));
+    refused["spec"]["template"]["spec"]["securityContext"] = json!({"sysctls": [{"name": "kernel.msgmax", "value": "8192"}]});
+    let began = Instant::now();
+    apply(kubectl, &refused);
+    wait_for("the third failed pod", MINUTE, || {
+        let said = events(kubectl, "refused");
+        let found = said.lines().filter(|line| line.starts_with("FailedDaemonPod: Found failed daemon pod daemons/refused-"));
+        let number = found.filter(|line| line.ends_with(&format!("on node {node}, will try to kill it"))).count();
+        if number >= 3 { Ok(()) } else { Err(said) }
+    });
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    kubectl.run(["delete", "ds", "refused"]);
 }
 
 fn daemons_are_rolled_back(kubectl: &Kubectl) {

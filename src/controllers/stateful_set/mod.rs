@@ -152,8 +152,8 @@ impl StatefulSetController {
                 self.event(set, EventType::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
-            // The cache does not show it yet; the next try sees whether it can be used.
-            Err(error) if error.is_already_exists() => Err(error.into()),
+            // The cache does not show it yet, and the next try sees whether it can be used; or the set is about to go.
+            Err(error) if error.is_already_exists() || is_namespace_terminating(&error) => Err(error.into()),
             Err(error) => {
                 let message = format!("create Claim {name} for Pod {pod} in StatefulSet {of_set} failed error: {error}");
                 self.event(set, EventType::Warning, "FailedCreate", message);
