@@ -6,8 +6,29 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::kinds::check::percent;
 pub(super) use crate::kinds::core::pod::has_ended;
+
+/// How a percentage becomes a number of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Round {
+    Up,
+    Down,
+}
+
+/// A number, or a percentage of `total`; a text that is no percentage counts as 0: `intstr.GetScaledValueFromIntOrPercent`.
+pub(super) fn scaled(value: &IntOrString, total: i32, round: Round) -> i32 {
+    match value {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => {
+            let hundredths = percent(text).unwrap_or(0).saturating_mul(i64::from(total));
+            let above = if round == Round::Up { 99 } else { 0 };
+            i32::try_from(hundredths.saturating_add(above).div_euclid(100)).unwrap_or(i32::MAX)
+        }
+    }
+}
 
 /// Whether the pod neither finished nor is being deleted: `controller.IsPodActive`.
 pub(super) fn is_active(pod: &Pod) -> bool {

@@ -6,9 +6,9 @@ use k8s_openapi::api::apps::v1::{DaemonSet, RollingUpdateDaemonSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::super::pods::{Round, scaled};
 use super::plan::World;
 use super::pod::{self, Fit};
-use crate::kinds::check::percent;
 
 /// Whether the set updates its pods by itself.
 pub(super) fn is_rolling(set: &DaemonSet) -> bool {
@@ -24,14 +24,8 @@ fn settings(set: &DaemonSet) -> RollingUpdateDaemonSet {
 
 /// A number, or a percentage of `total` rounded up; 0 if it is not given.
 fn share(value: Option<&IntOrString>, total: usize) -> usize {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(number)) => usize::try_from(*number).unwrap_or(0),
-        Some(IntOrString::String(text)) => {
-            let percent = usize::try_from(percent(text).unwrap_or(0)).unwrap_or(0);
-            percent.saturating_mul(total).div_ceil(100)
-        }
-    }
+    let total = i32::try_from(total).unwrap_or(i32::MAX);
+    value.map_or(0, |value| usize::try_from(scaled(value, total, Round::Up)).unwrap_or(0))
 }
 
 /// Whether a node may have an old and a new pod at one time.

@@ -3,6 +3,7 @@
 use k8s_openapi::api::apps::v1::{Deployment, RollingUpdateDeployment};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::super::pods::{Round, scaled};
 use super::sets::Set;
 
 /// `spec.replicas`.
@@ -24,24 +25,11 @@ fn rolling(deployment: &Deployment) -> Option<RollingUpdateDeployment> {
     Some(strategy.and_then(|strategy| strategy.rolling_update.clone()).unwrap_or_default())
 }
 
-/// A number, or a percentage of `total`, rounded up or down; a text that is no percentage counts as 0.
-fn scaled(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    match value {
-        None => scaled(Some(&IntOrString::String("25%".to_owned())), total, round_up),
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|digits| digits.parse().ok()).unwrap_or(0);
-            let hundredths = percent.saturating_mul(i64::from(total));
-            let share = if round_up { (hundredths + 99).div_euclid(100) } else { hundredths.div_euclid(100) };
-            i32::try_from(share).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 /// (surge, unavailable), at least one of which is above 0: `ResolveFenceposts`.
 fn fenceposts(rolling: &RollingUpdateDeployment, wanted: i32) -> (i32, i32) {
-    let surge = scaled(rolling.max_surge.as_ref(), wanted, true);
-    let unavailable = scaled(rolling.max_unavailable.as_ref(), wanted, false);
+    let quarter = IntOrString::String("25%".to_owned());
+    let surge = scaled(rolling.max_surge.as_ref().unwrap_or(&quarter), wanted, Round::Up);
+    let unavailable = scaled(rolling.max_unavailable.as_ref().unwrap_or(&quarter), wanted, Round::Down);
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
 }
 

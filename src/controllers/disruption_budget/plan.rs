@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::client::Cached;
-use crate::controllers::pods;
+use crate::controllers::pods::{self, Round, scaled};
 
 /// How long an eviction that was allowed may take to show; after it, the pod counts again.
 const EVICTION: Duration = Duration::from_secs(120);
@@ -34,23 +34,12 @@ pub(super) fn needs_scale(budget: &PodDisruptionBudget) -> bool {
     spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
 }
 
-/// A number, or a percentage of `total` rounded up.
-fn scaled(value: &IntOrString, total: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|digits| digits.parse().ok()).unwrap_or(0);
-            i32::try_from(percent.saturating_mul(i64::from(total)).saturating_add(99).div_euclid(100)).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 fn expected_and_desired(budget: &PodDisruptionBudget, pods: i32, scale: i32) -> (i32, i32) {
     let Some(spec) = &budget.spec else { return (0, 0) };
     match (&spec.max_unavailable, &spec.min_available) {
-        (Some(most), _) => (scale, scale.saturating_sub(scaled(most, scale)).max(0)),
+        (Some(most), _) => (scale, scale.saturating_sub(scaled(most, scale, Round::Up)).max(0)),
         (None, Some(IntOrString::Int(least))) => (pods, *least),
-        (None, Some(least)) => (scale, scaled(least, scale)),
+        (None, Some(least)) => (scale, scaled(least, scale, Round::Up)),
         (None, None) => (0, 0),
     }
 }

@@ -9,14 +9,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::super::history::name_of;
-use super::super::pods::{self, until_available};
+use super::super::pods::{self, Round, until_available};
 use super::super::status::count;
 use super::{claims, pod};
-use crate::kinds::check::percent;
 
 /// Most pods that one reconcile makes.
 const BURST: usize = 500;
@@ -173,14 +171,8 @@ impl<'a> Planner<'a> {
     /// `getStatefulSetMaxUnavailable`: at least 1.
     fn max_unavailable(&self) -> usize {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
-        let number = match rolling.and_then(|rolling| rolling.max_unavailable.as_ref()) {
-            None => 1,
-            Some(IntOrString::Int(number)) => i64::from(*number),
-            Some(IntOrString::String(text)) => {
-                let hundredths = percent(text).unwrap_or(0).saturating_mul(i64::from(pod::replicas(self.seen.set)));
-                hundredths.saturating_add(99).div_euclid(100)
-            }
-        };
+        let most = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+        let number = most.map_or(1, |most| pods::scaled(most, pod::replicas(self.seen.set), Round::Down));
         usize::try_from(number.max(1)).unwrap_or(1)
     }
 
