@@ -27,6 +27,7 @@ mod disruption_budget;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
+mod job;
 mod metadata;
 mod metrics;
 mod namespace;
@@ -63,6 +64,8 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
+    ("job", job::job),
+    ("joborphan", job::orphans),
     ("localpathprovisioner", volume::local_path),
     ("namespace", namespace::namespace),
     ("nodeidentity", node_identity::node_identity),
@@ -79,6 +82,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("servicecidr", service_cidr::service_cidr),
     ("servicelb", service_lb::service_lb),
     ("tainteviction", taint_eviction::taint_eviction),
+    ("ttlafterfinished", job::ttl_after_finished),
 ];
 
 /// Makes a controller.

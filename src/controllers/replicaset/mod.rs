@@ -23,6 +23,7 @@ mod plan;
 
 use kind::{Failure, Replicated};
 use plan::Action;
+pub(super) use plan::slow_start;
 
 /// Requests of one reconcile that are on their way at one time.
 const PARALLEL: usize = 64;
@@ -167,7 +168,7 @@ impl<K: Replicated> ReplicaController<K> {
 }
 
 /// Whether a create was refused because its namespace is going away.
-fn is_namespace_terminating(error: &ClientError) -> bool {
+pub(super) fn is_namespace_terminating(error: &ClientError) -> bool {
     error.api().is_some_and(|error| error.details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
 }
 

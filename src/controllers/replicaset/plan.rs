@@ -79,7 +79,7 @@ pub(super) fn new_pod<K: Replicated>(set: &K, template: &PodTemplateSpec) -> Pod
 
 /// The sizes of the batches in which `total` pods are created: 1, 2, 4, …, so that a set whose pods are all refused does not
 /// flood the API.
-pub(super) fn slow_start(total: usize) -> impl Iterator<Item = usize> {
+pub(in super::super) fn slow_start(total: usize) -> impl Iterator<Item = usize> {
     let mut left = total;
     let mut batch = 1;
     std::iter::from_fn(move || {
