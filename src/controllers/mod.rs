@@ -21,6 +21,7 @@ mod bootstrap_token;
 mod certificate_cleaner;
 mod certificates;
 mod cluster_role_aggregation;
+mod cron_job;
 mod deployment;
 mod disruption;
 mod disruption_budget;
@@ -57,6 +58,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
+    ("cronjob", cron_job::cron_job),
     ("csrcleaner", certificate_cleaner::certificate_cleaner),
     ("deployment", deployment::deployment),
     ("disruption", disruption_budget::disruption),
