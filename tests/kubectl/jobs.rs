@@ -225,7 +225,7 @@ fn a_killed_server_loses_and_doubles_nothing() {
     let many = json!({"completions": 9, "parallelism": 3});
     let mut numbered = json!({"completionMode": "Indexed"});
     merge(&mut numbered, many.clone());
-    apply(&kubectl, &[job("many", "sleep 1", many), job("numbered", "sleep 1", numbered)]);
+    apply(&kubectl, &[job("many", "sleep 1; echo done", many), job("numbered", "sleep 1; echo done", numbered)]);
     for done in [2, 5] {
         wait_for("some of the pods to be counted", SOON, || {
             let succeeded = get(&kubectl, &["job", "many"])["status"]["succeeded"].as_i64().unwrap_or(0);
@@ -240,6 +240,9 @@ fn a_killed_server_loses_and_doubles_nothing() {
         let pods = pods_of(&kubectl, name);
         let is_ended = |pod: &Value| pod["status"]["phase"] == "Succeeded" && pod["metadata"]["finalizers"].is_null();
         assert!(pods.len() == 9 && pods.iter().all(is_ended), "{} pods: {pods:?}", pods.len());
+        for pod in pods {
+            assert_eq!(kubectl.run(["logs", pod["metadata"]["name"].as_str().unwrap()]), "done\n", "it ran: {pod}");
+        }
     }
 }
 

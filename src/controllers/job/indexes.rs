@@ -121,16 +121,13 @@ pub(super) fn of_all<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeS
     pods.into_iter().filter_map(|pod| of(pod)).collect()
 }
 
-/// The pods of each index below `completions`, and those that have none.
-pub(super) fn group(pods: &[Arc<Pod>], completions: i32) -> (HashMap<i32, Vec<Arc<Pod>>>, Vec<Arc<Pod>>) {
-    let (mut groups, mut others): (HashMap<i32, Vec<Arc<Pod>>>, Vec<Arc<Pod>>) = (HashMap::new(), Vec::new());
+/// The pods of each index below `completions`, and under `None` those that have no such index.
+pub(super) fn group(pods: &[Arc<Pod>], completions: i32) -> HashMap<Option<i32>, Vec<Arc<Pod>>> {
+    let mut groups: HashMap<Option<i32>, Vec<Arc<Pod>>> = HashMap::new();
     for pod in pods {
-        match of(pod).filter(|index| *index < completions) {
-            Some(index) => groups.entry(index).or_default().push(Arc::clone(pod)),
-            None => others.push(Arc::clone(pod)),
-        }
+        groups.entry(of(pod).filter(|index| *index < completions)).or_default().push(Arc::clone(pod));
     }
-    (groups, others)
+    groups
 }
 
 #[cfg(test)]

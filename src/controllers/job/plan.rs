@@ -321,8 +321,8 @@ fn delete(pods: Vec<Arc<Pod>>) -> Action {
 fn surplus(view: &View<'_>, active: &[Arc<Pod>], at_least: usize) -> Vec<Arc<Pod>> {
     let (mut going, mut staying) = (Vec::new(), Vec::new());
     if view.is_indexed() {
-        let (groups, others) = indexes::group(active, view.completions());
-        going = others;
+        let mut groups = indexes::group(active, view.completions());
+        going = groups.remove(&None).unwrap_or_default();
         for group in groups.into_values() {
             let first = pods::to_delete(&group, &[], group.len() - 1, view.now);
             let gone: HashSet<&str> = first.iter().map(|pod| uid(pod)).collect();
