@@ -22,12 +22,14 @@ mod certificate_cleaner;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
+mod daemon_set;
 mod deployment;
 mod disruption;
 mod disruption_budget;
 mod endpoints;
 mod expectations;
 mod garbage_collector;
+mod history;
 mod job;
 mod metadata;
 mod metrics;
@@ -36,6 +38,7 @@ pub mod node_identity;
 mod node_ipam;
 mod node_lifecycle;
 mod owners;
+mod pod_control;
 mod pod_gc;
 mod pods;
 mod queue;
@@ -44,6 +47,7 @@ mod runner;
 mod service_account;
 mod service_cidr;
 mod service_lb;
+mod stateful_set;
 mod status;
 mod taint_eviction;
 mod volume;
@@ -60,6 +64,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
     ("cronjob", cron_job::cron_job),
     ("csrcleaner", certificate_cleaner::certificate_cleaner),
+    ("daemonset", daemon_set::daemon_set),
     ("deployment", deployment::deployment),
     ("disruption", disruption_budget::disruption),
     ("endpoints", endpoints::endpoints),
@@ -83,6 +88,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("serviceaccount", service_account::service_account),
     ("servicecidr", service_cidr::service_cidr),
     ("servicelb", service_lb::service_lb),
+    ("statefulset", stateful_set::stateful_set),
     ("tainteviction", taint_eviction::taint_eviction),
     ("ttlafterfinished", job::ttl_after_finished),
 ];

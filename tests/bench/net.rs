@@ -124,7 +124,8 @@ fn join(runtime: &Runtime, cluster: &mut NetCluster) {
     };
     let joined = (0..5).map(|_| join(cluster)).collect();
     figure("orch agent --join to node Ready", median(joined), "s", Some(("limit", 2.0)));
-    thread::park_timeout(Duration::from_secs(5));
+    // Until it has given back what only the start needed.
+    thread::park_timeout(Duration::from_secs(25));
     let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.orch(AGENT).pid())).expect("status");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
     let kilobytes: f64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");

@@ -34,7 +34,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 ";
 
 /// An `orch agent` process, on a host or on this machine.
-struct Node<'a> {
+pub struct Node<'a> {
     server: String,
     host: Option<&'a Host>,
     name: String,
@@ -44,9 +44,14 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    fn on_machine(cluster: &Cluster) -> Self {
+    pub fn on_machine(cluster: &Cluster) -> Self {
         let (name, folder) = (format!("{}-second", cluster.node), cluster.folder.path().join("second"));
         Self { server: format!("https://127.0.0.1:{}", cluster.port), host: None, name, folder, port: free_port(), child: None }
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     fn on_host(cluster: &Cluster, host: &'a Host, name: &str) -> Self {
@@ -60,7 +65,7 @@ impl<'a> Node<'a> {
         command
     }
 
-    fn start(&mut self, token: &str) {
+    pub fn start(&mut self, token: &str) {
         std::fs::create_dir_all(&self.folder).unwrap();
         let log = File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
         let mut command = self.command();
@@ -195,6 +200,13 @@ fn a_second_node_joins_and_takes_pods() {
         let page = kubectl.run(["exec", &there, "--", "sh", "-c", &format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc {ip} 80")]);
         assert!(page.contains("Welcome to nginx!"), "{page}");
     }
+
+    let ranges = kubectl.run(["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
+    let ranges: Vec<&str> = ranges.split(' ').collect();
+    let monitor = std::process::Command::new("timeout").args(["2", "ip", "monitor", "route"]).output().unwrap();
+    let changes = String::from_utf8(monitor.stdout).unwrap();
+    let ours: Vec<&str> = changes.lines().filter(|line| ranges.iter().any(|range| line.contains(range))).collect();
+    assert!(ranges.len() == 2 && ours.is_empty(), "the agents leave each other's routes alone: {ours:?}");
 
     let before = on(&second.name, ".status.containerStatuses[0].containerID");
     second.stop();

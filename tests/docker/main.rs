@@ -25,5 +25,6 @@ mod random_outcome;
 mod random_pods;
 mod random_spec;
 mod services;
+mod sets;
 mod storage;
 mod streams;

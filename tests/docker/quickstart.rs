@@ -51,6 +51,11 @@ fn every_example_applies() {
     kubectl.run(["apply", "-f", examples.to_str().unwrap()]);
     kubectl.run(["wait", "--for=condition=Ready", "pods", "-l", "!job-name", "--timeout=60s"]);
     kubectl.run(["wait", "--for=condition=complete", "job/count", "--timeout=60s"]);
+    kubectl.run(["rollout", "status", "sts/store", "--timeout=60s"]);
+    kubectl.run(["exec", "store-0", "--", "redis-cli", "-h", "store-1.store", "set", "kept", "yes"]);
+    kubectl.run(["delete", "pod", "store-1"]);
+    kubectl.run(["rollout", "status", "sts/store", "--timeout=60s"]);
+    assert_eq!(kubectl.run(["exec", "store-1", "--", "redis-cli", "get", "kept"]).trim(), "yes");
     let logs = kubectl.run(["logs", "reads-config"]);
     assert!(logs.contains("maxmemory=2mb") && logs.contains("user=root"), "{logs}");
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 
-use super::replicaset::is_namespace_terminating;
+use super::pod_control::is_namespace_terminating;
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, owners, status};
 use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::recorder::{EventType, Recorder, reference};

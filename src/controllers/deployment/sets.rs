@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde_json::{Map, Value, json};
 
-use super::super::owners;
+use super::super::{history, owners};
 use super::strategy;
 
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
@@ -27,8 +27,6 @@ const NOT_COPIED: &[&str] = &[
     MAX,
     "deprecated.deployment.rollback.to",
 ];
-/// The alphabet of apimachinery's `rand.SafeEncodeString`.
-const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// A ReplicaSet with the changes that are planned for it.
 #[derive(Debug, Clone)]
@@ -180,12 +178,7 @@ fn new_object(deployment: &Deployment) -> ReplicaSet {
 
 /// A stable hash of a template, in characters that are safe in names.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    let mut bytes = serde_json::to_vec(template).unwrap_or_default();
-    if let Some(collisions) = collisions {
-        bytes.extend_from_slice(&collisions.to_le_bytes());
-    }
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    hash.to_string().bytes().map(|digit| char::from(SAFE[usize::from(digit) % SAFE.len()])).collect()
+    history::hash(serde_json::to_vec(template).unwrap_or_default(), collisions)
 }
 
 /// Whether two templates are the same but for the hash label.
@@ -258,7 +251,6 @@ mod tests {
         let hash = template_hash(&template, None);
         assert_eq!(hash, template_hash(&template, None));
         assert_ne!(hash, template_hash(&template, Some(1)));
-        assert!(hash.bytes().all(|byte| SAFE.contains(&byte)));
     }
 
     #[test]

@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 
 use super::expectations::Expectations;
 use super::owners::{self, Claim};
+use super::pod_control::{PodControl, STALE};
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
 use crate::api::selector::label::Selector;
-use crate::client::informer::{BY_CONTROLLER, Informer, by_controller, orphans as orphans_of};
-use crate::client::recorder::{EventType, Recorder, reference};
+use crate::client::informer::{BY_CONTROLLER, Informer, orphans as orphans_of};
+use crate::client::recorder::{EventType, reference};
 use crate::client::{Client, ObjectKey, PatchKind};
 use crate::rt::clock::SharedClock;
 
@@ -47,20 +48,13 @@ const COMPONENT: &str = "job-controller";
 const MANAGER: &str = "kubernetes.io/job-controller";
 /// Changes of pods wait this long for others, so that a job of many pods is not looked at for each.
 const BATCH: Duration = Duration::from_millis(100);
-/// After this time a reconcile that waits for the cache looks again, whatever the watch says.
-const STALE: Duration = Duration::from_secs(300);
 
 /// The controller of Jobs.
 pub(super) fn job(context: &Context) -> Arc<dyn Controller> {
-    let (jobs, pods) = (context.config.informers.of::<Job>(), context.config.informers.of::<Pod>());
-    pods.add_index(BY_CONTROLLER, by_controller);
     Arc::new(JobController {
-        jobs,
-        pods,
-        client: context.client(COMPONENT),
-        recorder: context.recorder(COMPONENT),
+        jobs: context.config.informers.of::<Job>(),
+        control: PodControl::new(context, COMPONENT),
         clock: Arc::clone(&context.config.clock),
-        expectations: Expectations::default(),
         written: Expectations::default(),
         memory: Mutex::default(),
     })
@@ -76,12 +70,8 @@ struct Memory {
 
 struct JobController {
     jobs: Arc<Informer<Job>>,
-    pods: Arc<Informer<Pod>>,
-    client: Client,
-    recorder: Recorder,
+    control: PodControl,
     clock: SharedClock,
-    /// Pods that were created and deleted.
-    expectations: Expectations,
     /// Statuses that were written: an older one would count pods wrongly.
     written: Expectations,
     memory: Mutex<HashMap<ObjectKey, Memory>>,
@@ -89,7 +79,7 @@ struct JobController {
 
 impl JobController {
     fn forget(&self, key: &ObjectKey) {
-        self.expectations.forget(key);
+        self.control.expectations.forget(key);
         self.written.forget(key);
         self.memory.lock().remove(key);
     }
@@ -108,8 +98,8 @@ impl JobController {
     /// The pods that the job owns after adopting and releasing.
     async fn claim(&self, job: &Job, selector: &Selector) -> Result<Vec<Arc<Pod>>, Error> {
         let meta = &job.metadata;
-        let mut candidates = self.pods.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
-        candidates.extend(self.pods.by_index(BY_CONTROLLER, &orphans_of(meta.namespace.as_deref().unwrap_or(""))));
+        let mut candidates = self.control.pods.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
+        candidates.extend(self.control.pods.by_index(BY_CONTROLLER, &orphans_of(meta.namespace.as_deref().unwrap_or(""))));
         let (mut owned, mut may_adopt) = (Vec::new(), false);
         for pod in candidates {
             match owners::claim(meta, &pod.metadata, selector.matches(&pod.metadata.labels)) {
@@ -117,7 +107,7 @@ impl JobController {
                 Claim::Release => self.patch_pod(&pod, &release(job, &pod)).await.map(drop)?,
                 Claim::Adopt => {
                     if !may_adopt {
-                        owners::check_may_adopt(&self.client, job).await?;
+                        owners::check_may_adopt(&self.control.client, job).await?;
                         may_adopt = true;
                     }
                     owned.extend(self.patch_pod(&pod, &adopt(job, &pod)).await?.map(Arc::new));
@@ -130,7 +120,7 @@ impl JobController {
 
     /// Patches a pod; `None` if it is gone.
     async fn patch_pod(&self, pod: &Pod, patch: &Value) -> Result<Option<Pod>, Error> {
-        patch_pod(&self.client, pod, patch).await
+        patch_pod(&self.control.client, pod, patch).await
     }
 
     /// Writes the status if it changed, and returns the job as it then is.
@@ -144,7 +134,7 @@ impl JobController {
         }
         let meta = &job.metadata;
         let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid}, "status": patch});
-        let written: Job = self.client.patch(&key.namespace, &key.name, Some("status"), PatchKind::Merge, &patch).await?;
+        let written: Job = self.control.client.patch(&key.namespace, &key.name, Some("status"), PatchKind::Merge, &patch).await?;
         self.written.created(key, &written);
         Ok(written)
     }
@@ -184,20 +174,19 @@ impl JobController {
         let about = reference(job);
         if condition.type_ != conditions::COMPLETE {
             let (reason, message) = (condition.reason.as_deref().unwrap_or(""), condition.message.as_deref().unwrap_or(""));
-            return self.recorder.event(&about, EventType::Warning, reason, message);
+            return self.control.recorder.event(&about, EventType::Warning, reason, message);
         }
         if track::is_exceeded(job) {
             let message = "Too many succeeded pods running after completion count reached";
-            self.recorder.event(&about, EventType::Warning, "TooManySucceededPods", message);
+            self.control.recorder.event(&about, EventType::Warning, "TooManySucceededPods", message);
         }
-        self.recorder.event(&about, EventType::Normal, "Completed", "Job completed");
+        self.control.recorder.event(&about, EventType::Normal, "Completed", "Job completed");
     }
 
     async fn sync(&self, key: &ObjectKey, job: &Job, spec: &JobSpec, revision: u64) -> Result<Requeue, Error> {
         let invalid = |message| Error::Invalid { object: format!("Job {key}"), message };
         let selector = Selector::from_typed(spec.selector.as_ref()).map_err(invalid)?;
-        let known = self.pods.by_index(BY_CONTROLLER, job.metadata.uid.as_deref().unwrap_or(""));
-        let is_fresh = self.expectations.are_met(key, revision, known.iter().map(|pod| &**pod));
+        let is_fresh = self.control.is_fresh(key, revision, job);
         let pods = self.claim(job, &selector).await?;
         let memory = self.remember(key, &pods);
         let now = self.clock.now();
@@ -208,7 +197,7 @@ impl JobController {
         let (outcome, failed) = self.perform(key, job, &sync).await;
         let tracking = track::track(&view, sync, &outcome);
         if let Some((reason, message)) = tracking.suspension {
-            self.recorder.event(&reference(job), EventType::Normal, reason, message);
+            self.control.recorder.event(&reference(job), EventType::Normal, reason, message);
         }
         self.count(key, job.clone(), tracking, failures).await?;
         match (failed, again) {
@@ -277,7 +266,7 @@ impl Controller for JobController {
             seen.newest().into_iter().for_each(|job| queue.add_after(ObjectKey::of(job), wait));
         });
         let jobs = Arc::clone(&self.jobs);
-        watches.on(&self.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
+        watches.on(&self.control.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
             for pod in seen.states() {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
                 if let Some(job) = job_of(pod) {
@@ -294,7 +283,7 @@ impl Controller for JobController {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
         // The revisions are read before the objects: they are at least as new.
-        let (jobs, pods) = (self.jobs.revision(), self.pods.revision());
+        let (jobs, pods) = (self.jobs.revision(), self.control.pods.revision());
         let job = self.jobs.get(&key.namespace, &key.name);
         let is_open = |job: &Arc<Job>| conditions::ending(job).is_none() && !is_managed_elsewhere(job);
         let Some(job) = job.filter(is_open) else {

@@ -77,19 +77,6 @@ pub(super) fn new_pod<K: Replicated>(set: &K, template: &PodTemplateSpec) -> Pod
     Pod { metadata, spec: template.spec.clone(), status: None }
 }
 
-/// The sizes of the batches in which `total` pods are created: 1, 2, 4, …, so that a set whose pods are all refused does not
-/// flood the API.
-pub(in super::super) fn slow_start(total: usize) -> impl Iterator<Item = usize> {
-    let mut left = total;
-    let mut batch = 1;
-    std::iter::from_fn(move || {
-        let size = batch.min(left);
-        left -= size;
-        batch *= 2;
-        (size > 0).then_some(size)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -100,12 +87,6 @@ mod tests {
     fn pod(name: &str, status: &Value) -> Arc<Pod> {
         let value = json!({"metadata": {"name": name, "uid": name, "labels": {"app": "web"}}, "status": status});
         Arc::new(serde_json::from_value(value).unwrap())
-    }
-
-    #[test]
-    fn batches_double() {
-        assert_eq!(slow_start(10).collect::<Vec<_>>(), [1, 2, 4, 3]);
-        assert_eq!(slow_start(0).count(), 0);
     }
 
     #[test]

@@ -9,11 +9,14 @@ use super::workload;
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::kinds::check::{
-    Errors, at_most_100_percent, immutable, is_zero, maybe_not_negative, number_or_percent, one_of, str_of,
+    Errors, at_most_100_percent, immutable, is_zero, maybe_not_negative, number_or_percent, one_of, same, str_of,
 };
 use crate::kinds::core::pod_spec::defaults::{self, text, value};
 use crate::kinds::print::{age, containers, labels, name, selector};
 use crate::kinds::typed::{Definition, empty};
+
+/// Counts the changes of the template; the pods carry the count as a label. Clients cannot set it.
+const GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// The kind.
 pub static DAEMON_SET: Definition<DaemonSet> = Definition {
@@ -34,6 +37,8 @@ pub static DAEMON_SET: Definition<DaemonSet> = Definition {
     row: Some(row),
     default: Some(default),
     initial_status: Some(empty::<DaemonSetStatus>),
+    prepare_create: Some(|set| set_generation(set, 1)),
+    prepare_update: Some(prepare_update),
     validate: Some(validate),
     validate_update: Some(validate_update),
     warnings: Some(|set| workload::warnings(set.spec.as_ref().map(|spec| &spec.template))),
@@ -52,6 +57,18 @@ fn default(set: &mut DaemonSet) {
     }
     defaults::template(&mut spec.template);
     set.status.get_or_insert_default();
+}
+
+fn set_generation(set: &mut DaemonSet, generation: i64) {
+    set.metadata.annotations.get_or_insert_default().insert(GENERATION.to_owned(), generation.to_string());
+}
+
+fn prepare_update(new: &mut DaemonSet, old: &DaemonSet, subresource: Option<Subresource>) {
+    let annotation = old.metadata.annotations.as_ref().and_then(|annotations| annotations.get(GENERATION));
+    let generation = annotation.and_then(|generation| generation.parse().ok()).unwrap_or(0_i64);
+    let template = |set: &DaemonSet| set.spec.as_ref().map(|spec| spec.template.clone());
+    let is_changed = subresource.is_none() && !same(&template(new), &template(old));
+    set_generation(new, generation.saturating_add(i64::from(is_changed)));
 }
 
 fn validate(set: &DaemonSet) -> Vec<FieldError> {
@@ -125,4 +142,35 @@ fn row(set: &DaemonSet, now: Timestamp) -> Vec<Value> {
         images,
         selector(Some(&spec.selector)).into(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{Kind, Object};
+
+    fn set(image: &str, generation: &str) -> Object {
+        let value = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "a", "annotations": {GENERATION: generation}},
+            "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": {"metadata": {"labels": {"app": "a"}},
+            "spec": {"containers": [{"name": "c", "image": image}]}}}});
+        let Value::Object(map) = value else { panic!() };
+        let mut object = Object(map);
+        DAEMON_SET.default(&mut object);
+        object
+    }
+
+    #[test]
+    fn the_template_is_counted_by_nobody_else() {
+        let generation = |object: &Object| object.get(&["metadata", "annotations", GENERATION]).cloned();
+        let mut first = set("x:1", "9");
+        DAEMON_SET.prepare_create(&mut first);
+        assert_eq!(generation(&first), Some(json!("1")));
+        for (image, subresource, expected) in [("x:1", None, "1"), ("x:2", None, "2"), ("x:2", Some(Subresource::Status), "1")] {
+            let mut next = set(image, "7");
+            DAEMON_SET.prepare_update(&mut next, &first, subresource);
+            assert_eq!(generation(&next), Some(json!(expected)), "{image} {subresource:?}");
+        }
+    }
 }

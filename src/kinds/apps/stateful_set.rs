@@ -10,7 +10,8 @@ use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::api::names;
 use crate::kinds::check::{
-    Errors, is_empty_selector, label_selector, maybe_not_negative, number_or_percent, one_of, required_one_of, same, str_of,
+    Errors, at_most_100_percent, is_empty_selector, is_zero, label_selector, maybe_not_negative, number_or_percent, one_of,
+    required_one_of, same, str_of,
 };
 use crate::kinds::core::pod_spec::defaults::{self, quantities, text, value};
 use crate::kinds::core::pod_spec::template;
@@ -91,7 +92,13 @@ fn spec(errors: &mut Errors, path: &Path, spec: &StatefulSetSpec) {
             (_, Some(rolling)) => {
                 maybe_not_negative(errors, &at.child("partition"), rolling.partition);
                 if let Some(unavailable) = &rolling.max_unavailable {
-                    number_or_percent(errors, &at.child("maxUnavailable"), unavailable);
+                    let at = at.child("maxUnavailable");
+                    number_or_percent(errors, &at, unavailable);
+                    if is_zero(unavailable) {
+                        let value = serde_json::to_value(unavailable).unwrap_or_default();
+                        errors.push(FieldError::invalid(at.clone(), value, "cannot be 0"));
+                    }
+                    at_most_100_percent(errors, &at, unavailable);
                 }
             }
             _ => {}
@@ -148,4 +155,32 @@ fn row(set: &StatefulSet, now: Timestamp) -> Vec<Value> {
     let [names, images] = containers(Some(&spec.template));
     let ready = format!("{ready}/{}", spec.replicas.unwrap_or(0));
     vec![name(&set.metadata), ready.into(), age(&set.metadata, now), names, images]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn max_unavailable_is_above_nothing_and_at_most_all() {
+        for (value, expected) in [
+            (json!(2), vec![]),
+            (json!("40%"), vec![]),
+            (json!(0), vec!["cannot be 0"]),
+            (json!("0%"), vec!["cannot be 0"]),
+            (json!("101%"), vec!["must not be greater than 100%"]),
+            (json!(-1), vec!["must be greater than or equal to 0"]),
+        ] {
+            let set: StatefulSet = serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {
+                "podManagementPolicy": "Parallel", "selector": {"matchLabels": {"app": "a"}}, "serviceName": "a",
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": value}}, "template": {}}}))
+            .unwrap();
+            let errors: Vec<String> = validate(&set).iter().map(ToString::to_string).collect();
+            let about: Vec<&String> = errors.iter().filter(|error| error.contains("maxUnavailable")).collect();
+            assert_eq!(about.len(), expected.len(), "{value}: {errors:?}");
+            assert!(about.iter().zip(&expected).all(|(error, words)| error.contains(words)), "{value}: {about:?}");
+        }
+    }
 }

@@ -228,8 +228,12 @@ pub(super) fn plan(
         seen.routes.iter().filter(|seen| !is_ours(own, seen) && !seen.is_pod && seen.route.table == MAIN_TABLE).collect();
     let key = |route: &Route| (route.table, route.destination, route.metric);
     let is_kept = |route: &Route| {
-        let of = |peer: &Peer| route.destination == peer.pod_cidr || route.destination == Ipv4Net::from(peer.ip);
-        peers.iter().any(|(peer, path)| *path == Path::Unreachable && of(peer))
+        peers.iter().any(|(peer, path)| match path {
+            Path::Unreachable => route.destination == peer.pod_cidr || route.destination == Ipv4Net::from(peer.ip),
+            // What catches the packets of that agent's range is its own.
+            Path::Local => route.destination == peer.pod_cidr && route.hop == Hop::Unreachable,
+            Path::OnLink { .. } | Path::Routed { .. } => false,
+        })
     };
     let gone = ours.iter().filter(|route| !wanted.routes.iter().any(|wanted| key(wanted) == key(route)) && !is_kept(route));
     actions.extend(gone.map(|route| Action::RemoveRoute((*route).clone())));

@@ -5,6 +5,7 @@ pub mod container;
 pub mod defaults;
 pub mod env;
 pub mod iscsi;
+pub mod placement;
 pub mod probe;
 pub mod resources;
 pub mod scheduling;

@@ -85,6 +85,18 @@ fn nothing_is_done_when_all_is_there() {
 }
 
 #[test]
+fn agents_on_one_machine_leave_each_others_routes_alone() {
+    let other = Own { name: "here".to_owned(), pod_cidr: net("10.42.3.0/24"), ..own() };
+    let (wanted_here, wanted_there) = (wanted(&own(), &[], None), wanted(&other, &[], None));
+    let both = State { routes: [&wanted_here.routes[..], &wanted_there.routes[..]].concat(), ..State::default() };
+    let peers = [(peer("here", 3), Path::Local)];
+    assert_eq!(plan(&own(), &peers, &wanted_here, &settled(&both)), (vec![], vec![]));
+    // Once that node is deleted, what is left of it goes.
+    let (actions, _) = plan(&own(), &[], &wanted_here, &settled(&both));
+    assert_eq!(actions, [Action::RemoveRoute(wanted_there.routes[0].clone())]);
+}
+
+#[test]
 fn what_is_wrong_is_replaced_and_what_is_left_over_goes() {
     let before = [on_link("b", 1), routed("c", 2), routed("gone", 5)];
     let seen = settled(&wanted(&own(), &before, Some(VXLAN)));
