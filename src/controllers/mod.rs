@@ -21,6 +21,7 @@ mod bootstrap_token;
 mod certificate_cleaner;
 mod certificates;
 mod cluster_role_aggregation;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -29,6 +30,7 @@ mod endpoints;
 mod expectations;
 mod garbage_collector;
 mod history;
+mod job;
 mod metadata;
 mod metrics;
 mod namespace;
@@ -60,6 +62,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("bootstraptoken", bootstrap_token::bootstrap_token),
     ("certificates", certificates::certificates),
     ("clusterroleaggregation", cluster_role_aggregation::cluster_role_aggregation),
+    ("cronjob", cron_job::cron_job),
     ("csrcleaner", certificate_cleaner::certificate_cleaner),
     ("daemonset", daemon_set::daemon_set),
     ("deployment", deployment::deployment),
@@ -68,6 +71,8 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("endpointslicemirroring", endpoints::mirror::mirroring),
     ("ephemeralvolume", volume::ephemeral),
     ("garbagecollector", garbage_collector::garbage_collector),
+    ("job", job::job),
+    ("joborphan", job::orphans),
     ("localpathprovisioner", volume::local_path),
     ("namespace", namespace::namespace),
     ("nodeidentity", node_identity::node_identity),
@@ -85,6 +90,7 @@ pub const CONTROLLERS: &[(&str, Build)] = &[
     ("servicelb", service_lb::service_lb),
     ("statefulset", stateful_set::stateful_set),
     ("tainteviction", taint_eviction::taint_eviction),
+    ("ttlafterfinished", job::ttl_after_finished),
 ];
 
 /// Makes a controller.

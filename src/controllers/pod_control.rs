@@ -15,7 +15,7 @@ use crate::client::recorder::{EventType, Recorder, reference};
 use crate::client::{ApiObject, Cached, Client, ClientError, DeleteOptions, ObjectKey, Preconditions};
 
 /// Requests of one reconcile that are on their way at one time.
-const PARALLEL: usize = 64;
+pub(super) const PARALLEL: usize = 64;
 /// After this time a reconcile that waits for the cache looks again, whatever the watch says.
 pub(super) const STALE: Duration = Duration::from_secs(300);
 
@@ -114,7 +114,11 @@ impl PodControl {
         slow_start(calls).await
     }
 
-    async fn create_one<K: ApiObject>(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), Error> {
+    /// Creates a pod, and says so.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub(super) async fn create_one<K: ApiObject>(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), Error> {
         match self.client.create(pod).await {
             Ok(created) => {
                 self.expectations.created(key, &created);
@@ -140,7 +144,11 @@ impl PodControl {
         results.into_iter().collect()
     }
 
-    async fn delete_and_say<K: ApiObject>(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), Error> {
+    /// Deletes a pod, and says so. That it was gone is no error.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub(super) async fn delete_and_say<K: ApiObject>(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), Error> {
         match self.delete_one(key, pod).await {
             Ok(true) => {
                 let message = format!("Deleted pod: {}", pod.name());

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, TimerSetTimeFlags};
@@ -131,6 +132,11 @@ impl Clock for FakeClock {
     fn steps(&self) -> watch::Receiver<()> {
         self.steps.subscribe()
     }
+}
+
+/// The time zone of the machine; UTC if it names none.
+pub fn local_zone() -> TimeZone {
+    TimeZone::system()
 }
 
 /// Monotonic time, for measuring how long something took.

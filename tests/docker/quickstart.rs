@@ -49,7 +49,8 @@ fn every_example_applies() {
     let kubectl = cluster.kubectl("1.37");
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     kubectl.run(["apply", "-f", examples.to_str().unwrap()]);
-    kubectl.run(["wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s"]);
+    kubectl.run(["wait", "--for=condition=Ready", "pods", "-l", "!job-name", "--timeout=60s"]);
+    kubectl.run(["wait", "--for=condition=complete", "job/count", "--timeout=60s"]);
     kubectl.run(["rollout", "status", "sts/store", "--timeout=60s"]);
     kubectl.run(["exec", "store-0", "--", "redis-cli", "-h", "store-1.store", "set", "kept", "yes"]);
     kubectl.run(["delete", "pod", "store-1"]);

@@ -6,5 +6,6 @@ mod support;
 mod apply;
 mod command;
 mod errors;
+mod jobs;
 mod python;
 mod workload;

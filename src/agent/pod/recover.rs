@@ -74,6 +74,11 @@ impl Worker {
             return;
         }
         self.runtime.sandboxes.retain(|sandbox| sandbox.detail.id != id);
+        // What was never started has not ended either: the start that goes on removed it, or it is made anew. While the engine removes
+        // it, it is in no state that is known.
+        if self.runtime.instances().any(|(_, instance)| instance.detail.id == id && instance.never_started()) {
+            return self.runtime.remove(id);
+        }
         let now = self.context.clock.now();
         for instance in self.runtime.containers.values_mut().flatten().filter(|instance| instance.detail.id == id) {
             if instance.detail.state == State::Running {

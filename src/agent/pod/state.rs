@@ -120,6 +120,11 @@ impl Instance {
         self.detail.state == State::Created && !self.failed_to_start()
     }
 
+    /// Whether it never ran, as far as the runtime knew it, and nothing kept it from that.
+    pub fn never_started(&self) -> bool {
+        !self.is_lost && !self.is_running() && self.detail.started_at.is_none() && !self.failed_to_start()
+    }
+
     /// The sandbox that it joined.
     pub fn sandbox_id(&self) -> &str {
         self.detail.labels.get(labels::SANDBOX_ID).map_or("", String::as_str)

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::CronJob;
 use serde_json::Value;
 
-use super::{job, schedule};
+use super::job;
+use super::schedule::{self, Schedule};
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
 use crate::kinds::check::{maybe_not_negative, one_of, required, str_of};
@@ -45,7 +46,9 @@ fn default(job: &mut CronJob) {
     value(&mut spec.successful_jobs_history_limit, 3);
     value(&mut spec.failed_jobs_history_limit, 1);
     spec.job_template.metadata.get_or_insert_default();
-    defaults::template(&mut spec.job_template.spec.get_or_insert_default().template);
+    let template = spec.job_template.spec.get_or_insert_default();
+    job::default_patterns(template);
+    defaults::template(&mut template.template);
     job.status.get_or_insert_default();
 }
 
@@ -60,7 +63,7 @@ fn validate(job: &CronJob) -> Vec<FieldError> {
     let spec = job.spec.clone();
     let at = path.child("schedule");
     if required(&mut errors, &at, &spec.schedule) {
-        if let Err(why) = schedule::check(&spec.schedule) {
+        if let Err(why) = Schedule::parse(&spec.schedule) {
             errors.push(FieldError::invalid(at.clone(), spec.schedule.as_str(), why));
         }
         if spec.schedule.contains("TZ") {
@@ -78,7 +81,7 @@ fn validate(job: &CronJob) -> Vec<FieldError> {
                 zone.as_str(),
                 "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
             ));
-        } else if zone.starts_with('/') || zone.contains("..") || zone.contains(char::is_whitespace) {
+        } else if schedule::zone(zone).is_none() {
             errors.push(FieldError::invalid(at, zone.as_str(), format!("unknown time zone {zone}")));
         }
     }

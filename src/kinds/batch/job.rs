@@ -1,14 +1,17 @@
 //! Job: pods that run to completion.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobSpec, PodFailurePolicy};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::Value;
 
+use super::{job_policy, job_status};
 use crate::api::field::{FieldError, Path};
 use crate::api::kind::{Column, Subresource};
+use crate::api::names;
 use crate::api::table::human_duration;
-use crate::kinds::check::{Errors, immutable, label_selector, maybe_not_negative, not_negative, one_of, required_one_of, str_of};
+use crate::kinds::check::{Errors, immutable, label_selector, maybe_not_negative, one_of, rule, selects, str_of};
 use crate::kinds::core::pod::template_warnings;
 use crate::kinds::core::pod_spec::defaults::{self, text, value};
 use crate::kinds::core::pod_spec::template;
@@ -19,6 +22,11 @@ const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 const OLD_CONTROLLER_UID: &str = "controller-uid";
 const OLD_JOB_NAME: &str = "job-name";
+const MANAGED_BY_BYTES: usize = 63;
+/// Most pods at a time and most failed indexes of an Indexed job; more completions are many.
+const INDEXED_LIMIT: i32 = 100_000;
+/// The same for a job of many completions whose failures are counted by index.
+const HIGH_LIMIT: i32 = 10_000;
 
 const FIELDS: [Selectable; 1] = [Selectable { name: "status.successful", paths: &[&["status", "succeeded"]], absent: "0" }];
 
@@ -60,11 +68,7 @@ fn default(job: &mut Job) {
     value(&mut spec.manual_selector, false);
     let replacement = if spec.pod_failure_policy.is_some() { "Failed" } else { "TerminatingOrFailed" };
     text(&mut spec.pod_replacement_policy, replacement);
-    for rule in spec.pod_failure_policy.iter_mut().flat_map(|policy| &mut policy.rules) {
-        for pattern in rule.on_pod_conditions.iter_mut().flatten() {
-            text(&mut pattern.status, "True");
-        }
-    }
+    default_patterns(spec);
     defaults::template(&mut spec.template);
     if job.metadata.labels.as_ref().is_none_or(|labels| labels.is_empty()) {
         job.metadata.labels = Some(template::labels_of(&spec.template)).filter(|labels| !labels.is_empty());
@@ -72,7 +76,16 @@ fn default(job: &mut Job) {
     job.status.get_or_insert_default();
 }
 
-/// Gives the job a selector of its own, unless the client manages it.
+/// A condition that a failure policy names is meant to be True.
+pub(super) fn default_patterns(spec: &mut JobSpec) {
+    for rule in spec.pod_failure_policy.iter_mut().flat_map(|policy| &mut policy.rules) {
+        for pattern in rule.on_pod_conditions.iter_mut().flatten() {
+            text(&mut pattern.status, "True");
+        }
+    }
+}
+
+/// Gives the job a selector of its own, unless the client manages it. Labels that the client set stay: they are refused then.
 fn prepare_create(job: &mut Job) {
     let spec = job.spec.get_or_insert_default();
     if spec.manual_selector == Some(true) {
@@ -82,10 +95,10 @@ fn prepare_create(job: &mut Job) {
     let name = job.metadata.name.clone().unwrap_or_default();
     let labels = spec.template.metadata.get_or_insert_default().labels.get_or_insert_default();
     for key in [OLD_JOB_NAME, JOB_NAME] {
-        labels.insert(key.to_owned(), name.clone());
+        labels.entry(key.to_owned()).or_insert_with(|| name.clone());
     }
     for key in [OLD_CONTROLLER_UID, CONTROLLER_UID] {
-        labels.insert(key.to_owned(), uid.clone());
+        labels.entry(key.to_owned()).or_insert_with(|| uid.clone());
     }
     let selector = spec.selector.get_or_insert_with(LabelSelector::default);
     selector.match_labels.get_or_insert_default().entry(CONTROLLER_UID.to_owned()).or_insert(uid);
@@ -100,6 +113,7 @@ fn validate(job: &Job) -> Vec<FieldError> {
         Some(selector) => {
             label_selector(&mut errors, &path.child("selector"), selector);
             template::selected(&mut errors, &path.child("template"), &job_spec.template, selector);
+            generated(&mut errors, job, &job_spec, selector);
         }
     }
     spec(&mut errors, &path, &job_spec);
@@ -118,6 +132,33 @@ fn validate(job: &Job) -> Vec<FieldError> {
     errors
 }
 
+/// The labels and the selector that the server makes must be what it would have made.
+fn generated(errors: &mut Errors, job: &Job, spec: &JobSpec, selector: &LabelSelector) {
+    if spec.manual_selector == Some(true) {
+        return;
+    }
+    let (name, uid) = (str_of(&job.metadata.name), str_of(&job.metadata.uid));
+    let labels = template::labels_of(&spec.template);
+    let at = Path::from("spec.template.metadata.labels");
+    let wanted = [(OLD_CONTROLLER_UID, uid), (OLD_JOB_NAME, name), (CONTROLLER_UID, uid), (JOB_NAME, name)];
+    for (key, value) in wanted {
+        let why = format!("must be '{value}'");
+        match labels.get(key) {
+            None => errors.push(FieldError::required(at.key(key), why)),
+            Some(found) if found != value => {
+                let value = serde_json::to_value(&labels).unwrap_or_default();
+                errors.push(FieldError::invalid(at.key(key), value, why));
+            }
+            Some(_) => {}
+        }
+    }
+    let made = wanted.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    if !selects(selector, &made) {
+        let value = serde_json::to_value(selector).unwrap_or_default();
+        errors.push(FieldError::invalid(Path::from("spec.selector"), value, "`selector` not auto-generated"));
+    }
+}
+
 /// Checks the specification of a job, in a Job or in the template of a CronJob.
 pub fn spec(errors: &mut Errors, path: &Path, spec: &JobSpec) {
     let counts = [
@@ -132,28 +173,18 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &JobSpec) {
     for (name, count) in counts {
         maybe_not_negative(errors, &path.child(name), count);
     }
-    if let Some(mode) = &spec.completion_mode {
-        let at = path.child("completionMode");
-        one_of(errors, &at, mode, &["Indexed", "NonIndexed"]);
-        if mode == "Indexed" && spec.completions.is_none() {
-            let why = "when completion mode is Indexed";
-            errors.push(FieldError::required(path.child("completions"), why));
-        }
-        if mode == "NonIndexed" && spec.backoff_limit_per_index.is_some() {
-            errors.push(FieldError::invalid(
-                path.child("backoffLimitPerIndex"),
-                spec.backoff_limit_per_index,
-                "requires indexed completion mode",
-            ));
-        }
-        if mode == "NonIndexed" && spec.max_failed_indexes.is_some() {
-            errors.push(FieldError::invalid(
-                path.child("maxFailedIndexes"),
-                spec.max_failed_indexes,
-                "requires indexed completion mode",
-            ));
+    if spec.max_failed_indexes.is_some() && spec.backoff_limit_per_index.is_none() {
+        errors.push(FieldError::required(path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified"));
+    }
+    if let Some(manager) = &spec.managed_by {
+        let at = path.child("managedBy");
+        domain_prefixed(errors, &at, manager);
+        if manager.len() > MANAGED_BY_BYTES {
+            errors.push(FieldError::too_long(at, MANAGED_BY_BYTES));
         }
     }
+    mode(errors, path, spec);
+    job_policy::failure(errors, &path.child("podFailurePolicy"), spec);
     if let Some(policy) = &spec.pod_replacement_policy {
         let supported: &[&str] = if spec.pod_failure_policy.is_some() { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
         one_of(errors, &path.child("podReplacementPolicy"), policy, supported);
@@ -163,63 +194,95 @@ pub fn spec(errors: &mut Errors, path: &Path, spec: &JobSpec) {
     let policy = spec.template.spec.as_ref().map_or("", |spec| str_of(&spec.restart_policy));
     let restart = at.child("spec").child("restartPolicy");
     if policy.is_empty() || policy == "Always" {
-        errors.push(FieldError::required(restart.clone(), "valid values: \"OnFailure\", \"Never\""));
-    }
-    if let Some(failure) = &spec.pod_failure_policy {
-        failure_policy(errors, &path.child("podFailurePolicy"), failure);
-        if policy != "Never" {
-            let why = "only \"Never\" is supported when podFailurePolicy is specified";
-            errors.push(FieldError::invalid(restart, policy, why));
-        }
+        errors.push(FieldError::required(restart, "valid values: \"OnFailure\", \"Never\""));
+    } else if policy != "Never" && spec.pod_failure_policy.is_some() {
+        let why = "only \"Never\" is supported when podFailurePolicy is specified";
+        errors.push(FieldError::invalid(restart, policy, why));
     }
 }
 
-fn failure_policy(errors: &mut Errors, path: &Path, policy: &PodFailurePolicy) {
-    for (index, rule) in policy.rules.iter().enumerate() {
-        let path = path.child("rules").index(index);
-        required_one_of(errors, &path.child("action"), &rule.action, &["Count", "FailIndex", "FailJob", "Ignore"]);
-        match (&rule.on_exit_codes, &rule.on_pod_conditions) {
-            (None, None) => {
-                let value = serde_json::to_value(rule).unwrap_or_default();
-                errors.push(FieldError::invalid(path, value, "specifying one of OnExitCodes and OnPodConditions is required"));
-            }
-            (Some(_), Some(conditions)) if !conditions.is_empty() => {
-                let value = serde_json::to_value(rule).unwrap_or_default();
-                errors.push(FieldError::invalid(path, value, "specifying both OnExitCodes and OnPodConditions is not supported"));
-            }
-            (Some(codes), _) => {
-                let path = path.child("onExitCodes");
-                required_one_of(errors, &path.child("operator"), &codes.operator, &["In", "NotIn"]);
-                if codes.values.is_empty() {
-                    errors.push(FieldError::invalid(path.child("values"), Vec::<i32>::new(), "at least one value is required"));
-                }
-                for (index, _) in codes.values.iter().enumerate().filter(|(_, code)| codes.operator == "In" && **code == 0) {
-                    errors.push(FieldError::invalid(path.child("values").index(index), 0, "must not be 0 for the In operator"));
-                }
-            }
-            _ => {}
+/// A name behind a domain: `example.com/controller`.
+fn domain_prefixed(errors: &mut Errors, path: &Path, text: &str) {
+    let Some((domain, name)) = text.split_once('/').filter(|(domain, name)| !domain.is_empty() && !name.is_empty()) else {
+        let why = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+        return errors.push(FieldError::invalid(path.clone(), text, why));
+    };
+    rule(errors, path, domain, names::dns1123_subdomain);
+    if !name.chars().all(|letter| letter.is_ascii_alphanumeric() || "/-._~%!$&'()*+,;=:".contains(letter)) {
+        errors.push(FieldError::invalid(path.clone(), name, "Invalid path"));
+    }
+}
+
+/// What a job with indexes needs, and one without may not have.
+fn mode(errors: &mut Errors, path: &Path, spec: &JobSpec) {
+    let mode = spec.completion_mode.as_deref().unwrap_or("NonIndexed");
+    one_of(errors, &path.child("completionMode"), mode, &["Indexed", "NonIndexed"]);
+    if mode == "NonIndexed" {
+        let why = "requires indexed completion mode";
+        for (name, count) in
+            [("backoffLimitPerIndex", spec.backoff_limit_per_index), ("maxFailedIndexes", spec.max_failed_indexes)]
+        {
+            errors.extend(count.map(|count| FieldError::invalid(path.child(name), count, why)));
         }
+        if let Some(policy) = &spec.success_policy {
+            let value = serde_json::to_value(policy).unwrap_or_default();
+            errors.push(FieldError::invalid(path.child("successPolicy"), value, why));
+        }
+    } else if mode == "Indexed" {
+        indexed(errors, path, spec);
+        job_policy::success(errors, &path.child("successPolicy"), spec);
+    }
+}
+
+fn indexed(errors: &mut Errors, path: &Path, spec: &JobSpec) {
+    let mut at_most = |name: &str, count: Option<i32>, limit: i32, more: &str| {
+        if let Some(count) = count.filter(|count| *count > limit) {
+            let why = format!("must be less than or equal to {limit}{more}");
+            errors.push(FieldError::invalid(path.child(name), count, why));
+        }
+    };
+    at_most("parallelism", spec.parallelism, INDEXED_LIMIT, " when completion mode is Indexed");
+    at_most("maxFailedIndexes", spec.max_failed_indexes, INDEXED_LIMIT, "");
+    let is_high =
+        spec.completions.is_some_and(|completions| completions > INDEXED_LIMIT) && spec.backoff_limit_per_index.is_some();
+    if is_high {
+        let more = format!(" when completions are above {INDEXED_LIMIT} and used with backoff limit per index");
+        at_most("parallelism", spec.parallelism, HIGH_LIMIT, &more);
+        at_most("maxFailedIndexes", spec.max_failed_indexes, HIGH_LIMIT, &more);
+        if spec.max_failed_indexes.is_none() {
+            let why = format!("must be specified when completions is above {INDEXED_LIMIT}");
+            errors.push(FieldError::required(path.child("maxFailedIndexes"), why));
+        }
+    }
+    match (spec.completions, spec.max_failed_indexes) {
+        (None, _) => errors.push(FieldError::required(path.child("completions"), "when completion mode is Indexed")),
+        (Some(completions), Some(most)) if most > completions => {
+            errors.push(FieldError::invalid(path.child("maxFailedIndexes"), most, "must be less than or equal to completions"));
+        }
+        _ => {}
     }
 }
 
 fn validate_update(new: &Job, old: &Job, subresource: Option<Subresource>) -> Vec<FieldError> {
     if subresource == Some(Subresource::Status) {
-        return status(new);
+        return job_status::check(new, old);
     }
     let mut errors = validate(new);
     let (Some(spec), Some(before)) = (&new.spec, &old.spec) else { return errors };
     let path = Path::new("spec");
-    let is_elastic = spec.completion_mode.as_deref() == Some("Indexed")
-        && spec.completions == spec.parallelism
-        && before.completions == before.parallelism;
-    if !is_elastic {
-        immutable(&mut errors, &path.child("completions"), &spec.completions, &before.completions);
+    let at = path.child("completions");
+    if spec.completion_mode.as_deref() != Some("Indexed") {
+        immutable(&mut errors, &at, &spec.completions, &before.completions);
+    } else if spec.completions.is_some() && spec.completions != before.completions && spec.completions != spec.parallelism {
+        errors.push(FieldError::invalid(at, spec.completions, "can only be modified in tandem with spec.parallelism"));
     }
     immutable(&mut errors, &path.child("selector"), &spec.selector, &before.selector);
     let never_started = old.status.as_ref().is_none_or(|status| status.start_time.is_none());
-    if !(before.suspend == Some(true) && never_started) {
-        immutable(&mut errors, &path.child("template"), &spec.template, &before.template);
+    let mut allowed = before.template.clone();
+    if before.suspend == Some(true) && never_started {
+        take_scheduling(&mut allowed, &spec.template);
     }
+    immutable(&mut errors, &path.child("template"), &spec.template, &allowed);
     immutable(&mut errors, &path.child("completionMode"), &spec.completion_mode, &before.completion_mode);
     immutable(&mut errors, &path.child("podFailurePolicy"), &spec.pod_failure_policy, &before.pod_failure_policy);
     immutable(&mut errors, &path.child("backoffLimitPerIndex"), &spec.backoff_limit_per_index, &before.backoff_limit_per_index);
@@ -228,13 +291,20 @@ fn validate_update(new: &Job, old: &Job, subresource: Option<Subresource>) -> Ve
     errors
 }
 
-fn status(job: &Job) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let status = job.status.clone().unwrap_or_default();
-    for (name, count) in [("active", status.active), ("succeeded", status.succeeded), ("failed", status.failed)] {
-        not_negative(&mut errors, &Path::new("status").child(name), i64::from(count.unwrap_or(0)));
+/// Takes over what may be changed before a job begins: where its pods may run, and their labels and annotations.
+fn take_scheduling(old: &mut PodTemplateSpec, new: &PodTemplateSpec) {
+    let meta = old.metadata.get_or_insert_default();
+    let (labels, annotations) =
+        new.metadata.as_ref().map(|meta| (meta.labels.clone(), meta.annotations.clone())).unwrap_or_default();
+    (meta.labels, meta.annotations) = (labels, annotations);
+    let (Some(old), Some(new)) = (&mut old.spec, &new.spec) else { return };
+    let affinity = new.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone());
+    if affinity.is_some() || old.affinity.is_some() {
+        old.affinity.get_or_insert_default().node_affinity = affinity;
     }
-    errors
+    old.node_selector.clone_from(&new.node_selector);
+    old.tolerations.clone_from(&new.tolerations);
+    old.scheduling_gates.clone_from(&new.scheduling_gates);
 }
 
 fn warnings(job: &Job) -> Vec<String> {

@@ -2,4 +2,6 @@
 
 pub mod cron_job;
 pub mod job;
-mod schedule;
+mod job_policy;
+mod job_status;
+pub mod schedule;
