@@ -346,6 +346,24 @@ async fn an_agent_that_comes_back_knows_from_the_api_whom_a_container_began_as()
 }
 
 #[tokio::test]
+async fn only_what_ran_can_end_by_being_removed() {
+    let world = world(one());
+    world.work();
+    world.until_ready().await;
+    let (id, pod) = (world.id("web", 0), serde_json::from_value::<Pod>(world.api.pod.lock().clone()).unwrap());
+    let mut worker = Worker::new(Arc::clone(&world.context), Arc::default(), Arc::new(pod));
+    worker.refresh().await.unwrap();
+    let created = &mut worker.runtime.containers.get_mut("web").unwrap()[0].detail;
+    (created.state, created.started_at) = (State::Created, None);
+    worker.lose(&id);
+    assert!(worker.runtime.latest("web").is_none(), "it is made anew");
+    worker.refresh().await.unwrap();
+    worker.lose(&id);
+    let lost = &worker.runtime.latest("web").unwrap();
+    assert_eq!((lost.detail.state, lost.detail.exit_code, lost.is_lost), (State::Exited, 137, true));
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_back_restarts_nothing() {
     let world = world(one());
     world.work();
