@@ -11,11 +11,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-use super::owners::{self, Claim};
 use super::pod_control::is_namespace_terminating;
-use super::{Context, Error, Queue, Watches};
+use super::{Context, Error, Queue, Watches, owners};
 use crate::api::selector::label::Selector;
-use crate::client::informer::{BY_CONTROLLER, Informer, by_controller, orphans};
+use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::{ApiObject, Client, DeleteOptions, ObjectKey, PatchKind, Preconditions};
 use crate::kinds::check::same;
 use crate::kinds::core::pod_spec::defaults;
@@ -158,22 +157,8 @@ impl Histories {
         owner: &K,
         selector: &Selector,
     ) -> Result<Vec<Arc<ControllerRevision>>, Error> {
-        let meta = owner.metadata();
-        let mut candidates = self.revisions.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
-        candidates.extend(self.revisions.by_index(BY_CONTROLLER, &orphans(meta.namespace.as_deref().unwrap_or(""))));
-        let mut owned = Vec::new();
-        for revision in candidates {
-            match owners::claim(meta, &revision.metadata, selector.matches(&revision.metadata.labels)) {
-                Claim::Keep => owned.push(revision),
-                Claim::Release => owners::release(&self.client, owner, &*revision).await?,
-                Claim::Adopt => {
-                    owners::check_may_adopt(&self.client, owner).await?;
-                    owners::adopt(&self.client, owner, &*revision).await?;
-                    owned.push(revision);
-                }
-                Claim::Ignore => {}
-            }
-        }
+        let is_meant = |revision: &ControllerRevision| selector.matches(&revision.metadata.labels);
+        let mut owned = owners::claim_all(&self.client, owner, &self.revisions, is_meant, None).await?;
         owned.sort_by_key(|revision| {
             (revision.revision, revision.metadata.creation_timestamp.clone(), revision.metadata.name.clone())
         });

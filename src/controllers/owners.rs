@@ -1,14 +1,17 @@
 //! Owner references: which objects a controller owns, adopts and releases, as upstream's `ControllerRefManager` decides.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Error;
+use crate::client::informer::{BY_CONTROLLER, Informer, orphans};
 use crate::client::{ApiObject, Client, PatchKind};
 
 /// What is to be done with an object that a controller looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Claim {
+enum Claim {
     /// Owned, and the selector matches.
     Keep,
     /// Nobody's, and the selector matches.
@@ -20,7 +23,7 @@ pub(super) enum Claim {
 }
 
 /// Decides about one object.
-pub(super) fn claim(controller: &ObjectMeta, object: &ObjectMeta, matches: bool) -> Claim {
+fn claim(controller: &ObjectMeta, object: &ObjectMeta, matches: bool) -> Claim {
     let deleting = controller.deletion_timestamp.is_some();
     match controller_of(object) {
         Some(owner) if Some(&owner.uid) != controller.uid.as_ref() => Claim::Ignore,
@@ -54,7 +57,7 @@ pub(super) fn controller_reference<K: ApiObject>(owner: &K) -> OwnerReference {
 ///
 /// # Errors
 /// [`Error::Client`], [`Error::Incomplete`] if it may not.
-pub(super) async fn check_may_adopt<K: ApiObject>(client: &Client, owner: &K) -> Result<(), Error> {
+async fn check_may_adopt<K: ApiObject>(client: &Client, owner: &K) -> Result<(), Error> {
     let meta = owner.metadata();
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
     let live: K = client.get(namespace, name).await?;
@@ -68,34 +71,62 @@ pub(super) async fn check_may_adopt<K: ApiObject>(client: &Client, owner: &K) ->
     Ok(())
 }
 
-/// Makes `owner` the controller of an object.
+/// The objects that `owner` owns after adopting those that are meant and nobody's, and releasing those that are not meant any more.
+/// The informer has the index [`BY_CONTROLLER`]. A `finalizer` comes with the adoption, and goes with the release.
 ///
 /// # Errors
-/// [`Error::Client`].
-pub(super) async fn adopt<O: ApiObject, K: ApiObject>(client: &Client, owner: &O, object: &K) -> Result<(), Error> {
-    let patch = json!({"metadata": {"ownerReferences": [controller_reference(owner)], "uid": object.metadata().uid}});
-    patch_meta(client, object, &patch).await
-}
-
-/// Takes the reference to `owner` from an object. That the object is gone is no error.
-///
-/// # Errors
-/// [`Error::Client`].
-pub(super) async fn release<O: ApiObject, K: ApiObject>(client: &Client, owner: &O, object: &K) -> Result<(), Error> {
-    let reference = json!({"$patch": "delete", "uid": owner.metadata().uid});
-    let patch = json!({"metadata": {"ownerReferences": [reference], "uid": object.metadata().uid}});
-    match patch_meta(client, object, &patch).await {
-        // Gone, or an object of the same name with another uid.
-        Err(Error::Client(error)) if error.is_not_found() || error.api().is_some_and(|error| error.code == 422) => Ok(()),
-        other => other,
+/// [`Error::Client`], [`Error::Incomplete`]; to be tried again.
+pub(super) async fn claim_all<O: ApiObject, K: ApiObject>(
+    client: &Client,
+    owner: &O,
+    informer: &Informer<K>,
+    is_meant: impl Fn(&K) -> bool + Send,
+    finalizer: Option<&str>,
+) -> Result<Vec<Arc<K>>, Error> {
+    let meta = owner.metadata();
+    let mut candidates = informer.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
+    candidates.extend(informer.by_index(BY_CONTROLLER, &orphans(meta.namespace.as_deref().unwrap_or(""))));
+    let (mut owned, mut may_adopt) = (Vec::new(), false);
+    for object in candidates {
+        match claim(meta, object.metadata(), is_meant(&object)) {
+            Claim::Keep => owned.push(object),
+            Claim::Release => {
+                let mut patch = json!({"ownerReferences": [{"$patch": "delete", "uid": meta.uid}]});
+                if let Some(finalizer) = finalizer {
+                    patch["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+                }
+                patch_meta(client, &*object, patch).await?;
+            }
+            Claim::Adopt => {
+                if !may_adopt {
+                    check_may_adopt(client, owner).await?;
+                    may_adopt = true;
+                }
+                let mut patch = json!({"ownerReferences": [controller_reference(owner)]});
+                if let Some(finalizer) = finalizer {
+                    patch["finalizers"] = json!([finalizer]);
+                }
+                owned.extend(patch_meta(client, &*object, patch).await?.map(Arc::new));
+            }
+            Claim::Ignore => {}
+        }
     }
+    Ok(owned)
 }
 
-async fn patch_meta<K: ApiObject>(client: &Client, object: &K, patch: &serde_json::Value) -> Result<(), Error> {
+/// Patches the metadata of an object; `None` if it is gone, or another has its name.
+///
+/// # Errors
+/// [`Error::Client`].
+pub(super) async fn patch_meta<K: ApiObject>(client: &Client, object: &K, mut patch: Value) -> Result<Option<K>, Error> {
     let meta = object.metadata();
+    patch["uid"] = json!(meta.uid);
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
-    client.patch::<K>(namespace, name, None, PatchKind::Strategic, patch).await?;
-    Ok(())
+    match client.patch::<K>(namespace, name, None, PatchKind::Strategic, &json!({"metadata": patch})).await {
+        Ok(patched) => Ok(Some(patched)),
+        Err(error) if error.is_not_found() || error.api().is_some_and(|error| error.code == 422) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,9 @@ use futures_util::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::expectations::Expectations;
-use super::owners::{self, Claim};
-use super::{Context, Error, Queue, Seen, Watches};
+use super::{Context, Error, Queue, Seen, Watches, owners};
 use crate::api::selector::label::Selector;
-use crate::client::informer::{BY_CONTROLLER, Informer, by_controller, orphans};
+use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::recorder::{EventType, Recorder, reference};
 use crate::client::{ApiObject, Cached, Client, ClientError, DeleteOptions, ObjectKey, Preconditions};
 
@@ -75,34 +74,10 @@ impl PodControl {
         &self,
         set: &K,
         selector: &Selector,
-        is_meant: impl Fn(&Pod) -> bool + Send,
+        is_meant: impl Fn(&Pod) -> bool + Sync + Send,
     ) -> Result<Vec<Arc<Pod>>, Error> {
-        let meta = set.metadata();
-        let mut candidates = self.pods.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
-        candidates.extend(self.pods.by_index(BY_CONTROLLER, &orphans(meta.namespace.as_deref().unwrap_or(""))));
-        let (mut owned, mut may_adopt) = (Vec::new(), false);
-        for pod in candidates {
-            let matches = selector.matches(&pod.metadata.labels) && is_meant(&pod);
-            match owners::claim(meta, &pod.metadata, matches) {
-                Claim::Keep => owned.push(pod),
-                Claim::Release => owners::release(&self.client, set, &*pod).await?,
-                Claim::Adopt => {
-                    if !may_adopt {
-                        owners::check_may_adopt(&self.client, set).await?;
-                        may_adopt = true;
-                    }
-                    match owners::adopt(&self.client, set, &*pod).await {
-                        Err(Error::Client(error)) if error.is_not_found() => {}
-                        other => {
-                            other?;
-                            owned.push(pod);
-                        }
-                    }
-                }
-                Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
+        let is_meant = |pod: &Pod| selector.matches(&pod.metadata.labels) && is_meant(pod);
+        owners::claim_all(&self.client, set, &self.pods, is_meant, None).await
     }
 
     /// Creates pods, in the batches of [`slow_start`].

@@ -7,10 +7,9 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
-use super::owners::{self, Claim};
-use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, pods, status};
+use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, owners, pods, status};
 use crate::api::selector::label::Selector;
-use crate::client::informer::{BY_CONTROLLER, Informer, by_controller, orphans};
+use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::recorder::{EventType, Recorder, reference};
 use crate::client::{Client, DeleteOptions, ObjectKey, PatchKind, Preconditions};
 use crate::rt::clock::SharedClock;
@@ -54,23 +53,8 @@ struct DeploymentController {
 impl DeploymentController {
     /// The sets that the Deployment owns after adopting and releasing.
     async fn claim(&self, deployment: &Deployment, selector: &Selector) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let meta = &deployment.metadata;
-        let mut candidates = self.sets.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
-        candidates.extend(self.sets.by_index(BY_CONTROLLER, &orphans(meta.namespace.as_deref().unwrap_or(""))));
-        let mut owned = Vec::new();
-        for set in candidates {
-            match owners::claim(meta, &set.metadata, selector.matches(&set.metadata.labels)) {
-                Claim::Keep => owned.push(set),
-                Claim::Release => owners::release(&self.client, deployment, &*set).await?,
-                Claim::Adopt => {
-                    owners::check_may_adopt(&self.client, deployment).await?;
-                    owners::adopt(&self.client, deployment, &*set).await?;
-                    owned.push(set);
-                }
-                Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
+        let is_meant = |set: &ReplicaSet| selector.matches(&set.metadata.labels);
+        owners::claim_all(&self.client, deployment, &self.sets, is_meant, None).await
     }
 
     /// Whether pods run that belong to another set than the one with the present template.

@@ -14,11 +14,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::expectations::Expectations;
-use super::owners::{self, Claim};
 use super::pod_control::{PodControl, STALE};
-use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
+use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, owners, status};
 use crate::api::selector::label::Selector;
-use crate::client::informer::{BY_CONTROLLER, Informer, orphans as orphans_of};
+use crate::client::informer::Informer;
 use crate::client::recorder::{EventType, reference};
 use crate::client::{Client, ObjectKey, PatchKind};
 use crate::rt::clock::SharedClock;
@@ -95,34 +94,6 @@ impl JobController {
         memory.clone()
     }
 
-    /// The pods that the job owns after adopting and releasing.
-    async fn claim(&self, job: &Job, selector: &Selector) -> Result<Vec<Arc<Pod>>, Error> {
-        let meta = &job.metadata;
-        let mut candidates = self.control.pods.by_index(BY_CONTROLLER, meta.uid.as_deref().unwrap_or(""));
-        candidates.extend(self.control.pods.by_index(BY_CONTROLLER, &orphans_of(meta.namespace.as_deref().unwrap_or(""))));
-        let (mut owned, mut may_adopt) = (Vec::new(), false);
-        for pod in candidates {
-            match owners::claim(meta, &pod.metadata, selector.matches(&pod.metadata.labels)) {
-                Claim::Keep => owned.push(pod),
-                Claim::Release => self.patch_pod(&pod, &release(job, &pod)).await.map(drop)?,
-                Claim::Adopt => {
-                    if !may_adopt {
-                        owners::check_may_adopt(&self.control.client, job).await?;
-                        may_adopt = true;
-                    }
-                    owned.extend(self.patch_pod(&pod, &adopt(job, &pod)).await?.map(Arc::new));
-                }
-                Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
-    }
-
-    /// Patches a pod; `None` if it is gone.
-    async fn patch_pod(&self, pod: &Pod, patch: &Value) -> Result<Option<Pod>, Error> {
-        patch_pod(&self.control.client, pod, patch).await
-    }
-
     /// Writes the status if it changed, and returns the job as it then is.
     async fn write(&self, key: &ObjectKey, job: Job, new: &JobStatus) -> Result<Job, Error> {
         let Some(mut patch) = status::difference(job.status.as_ref(), new) else { return Ok(job) };
@@ -187,7 +158,9 @@ impl JobController {
         let invalid = |message| Error::Invalid { object: format!("Job {key}"), message };
         let selector = Selector::from_typed(spec.selector.as_ref()).map_err(invalid)?;
         let is_fresh = self.control.is_fresh(key, revision, job);
-        let pods = self.claim(job, &selector).await?;
+        let is_meant = |pod: &Pod| selector.matches(&pod.metadata.labels);
+        let control = &self.control;
+        let pods = owners::claim_all(&control.client, job, &control.pods, is_meant, Some(pod::TRACKING)).await?;
         let memory = self.remember(key, &pods);
         let now = self.clock.now();
         let (failures, untracked) = (memory.failures, &memory.untracked);
@@ -209,31 +182,9 @@ impl JobController {
     }
 }
 
-/// Patches a pod; `None` if it is gone, or another has its name.
-async fn patch_pod(client: &Client, pod: &Pod, patch: &Value) -> Result<Option<Pod>, Error> {
-    let meta = &pod.metadata;
-    let (namespace, name) = (meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
-    match client.patch::<Pod>(namespace, name, None, PatchKind::Strategic, patch).await {
-        Ok(patched) => Ok(Some(patched)),
-        Err(error) if error.is_not_found() || error.api().is_some_and(|error| error.code == 422) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn adopt(job: &Job, pod: &Pod) -> Value {
-    let reference = owners::controller_reference(job);
-    json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [reference], "finalizers": [pod::TRACKING]}})
-}
-
-fn release(job: &Job, pod: &Pod) -> Value {
-    let mut patch = untrack(pod);
-    patch["metadata"]["ownerReferences"] = json!([{"$patch": "delete", "uid": job.metadata.uid}]);
-    patch
-}
-
-/// The patch that takes the finalizer from a pod.
-fn untrack(pod: &Pod) -> Value {
-    json!({"metadata": {"uid": pod.metadata.uid, "$deleteFromPrimitiveList/finalizers": [pod::TRACKING]}})
+/// Takes the finalizer from a pod, if it is still there.
+async fn untrack(client: &Client, pod: &Pod) -> Result<(), Error> {
+    owners::patch_meta(client, pod, json!({"$deleteFromPrimitiveList/finalizers": [pod::TRACKING]})).await.map(drop)
 }
 
 /// Whether another controller manages the job.

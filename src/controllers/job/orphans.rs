@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, owners};
-use super::{COMPONENT, conditions, is_managed_elsewhere, job_of, patch_pod, pod, untrack};
+use super::{COMPONENT, conditions, is_managed_elsewhere, job_of, pod, untrack};
 use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::{Client, ObjectKey};
 
@@ -90,7 +90,7 @@ impl Controller for Orphans {
             None => false,
         };
         if !is_kept {
-            patch_pod(&self.client, &pod, &untrack(&pod)).await?;
+            untrack(&self.client, &pod).await?;
         }
         Ok(Requeue::Done)
     }

@@ -50,7 +50,7 @@ impl JobController {
     async fn delete(&self, key: &ObjectKey, job: &Job, pods: &[Arc<Pod>], uncounted: bool) -> (Outcome, Option<Error>) {
         let calls = stream::iter(pods.to_vec()).map(|pod| async move {
             if uncounted && pod::is_tracked(&pod) {
-                self.patch_pod(&pod, &untrack(&pod)).await?;
+                untrack(&self.control.client, &pod).await?;
             }
             self.control.delete_and_say(key, job, &pod).await.map(|()| pods::is_ready(&pod))
         });
@@ -63,7 +63,7 @@ impl JobController {
     /// Removes the finalizers of pods. Returns the uids of those that have none now, and what failed.
     pub(super) async fn untrack(&self, pods: &[Arc<Pod>]) -> (HashSet<String>, Option<Error>) {
         let calls = stream::iter(pods.to_vec())
-            .map(|pod| async move { self.patch_pod(&pod, &untrack(&pod)).await.map(|_| plan::uid(&pod).to_owned()) });
+            .map(|pod| async move { untrack(&self.control.client, &pod).await.map(|()| plan::uid(&pod).to_owned()) });
         let results: Vec<Result<String, Error>> = calls.buffer_unordered(PARALLEL).collect().await;
         let (mut untracked, mut failed) = (HashSet::new(), None);
         for result in results {
