@@ -9,10 +9,11 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::pod_control::is_namespace_terminating;
-use super::{Context, Error, Queue, Watches, owners};
+use super::{Context, Error, Queue, Watches, owners, status};
 use crate::api::selector::label::Selector;
 use crate::client::informer::{BY_CONTROLLER, Informer, by_controller};
 use crate::client::{ApiObject, Client, DeleteOptions, ObjectKey, PatchKind, Preconditions};
@@ -115,14 +116,6 @@ impl Snapshot<'_> {
     }
 }
 
-/// What became of the wish for a revision.
-pub(super) enum Established {
-    /// It is there.
-    Revision(Arc<ControllerRevision>),
-    /// Its name is taken by another; a higher `collisionCount` makes another name.
-    Collision,
-}
-
 /// The revisions of all workloads, and how they are changed.
 pub(super) struct Histories {
     revisions: Arc<Informer<ControllerRevision>>,
@@ -165,48 +158,57 @@ impl Histories {
         Ok(owned)
     }
 
-    /// Makes or renumbers what [`choose`] chose, so that the template has its revision.
+    /// Makes sure that the present template has a revision. `None` if its name is taken by another: the `collision_count` of the
+    /// owner's status went up, which makes another name.
     ///
     /// # Errors
-    /// [`Error::Client`]; to be tried again.
-    pub(super) async fn establish<K: ApiObject>(
+    /// [`Error::Client`], [`Error::Incomplete`]; to be tried again.
+    pub(super) async fn establish<K: ApiObject, S: Serialize + Clone + Default>(
         &self,
         owner: &K,
-        choice: Choice,
-        snapshot: &Snapshot<'_>,
-    ) -> Result<Established, Error> {
-        match choice {
-            Choice::Found(revision) => Ok(Established::Revision(revision)),
+        revisions: &[Arc<ControllerRevision>],
+        (template, hash_label): (&PodTemplateSpec, &'static str),
+        status: Option<&S>,
+        collision_count: fn(&mut S) -> &mut Option<i32>,
+    ) -> Result<Option<Arc<ControllerRevision>>, Error> {
+        let mut raised = status.cloned().unwrap_or_default();
+        let collisions = *collision_count(&mut raised);
+        let number = match choose(revisions, template) {
+            Choice::Found(revision) => return Ok(Some(revision)),
             Choice::Renumber(revision, number) => {
                 let meta = &revision.metadata;
                 let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid}, "revision": number});
                 let namespace = meta.namespace.as_deref().unwrap_or("");
                 let renumbered = self.client.patch(namespace, name_of(meta), None, PatchKind::Merge, &patch).await?;
-                Ok(Established::Revision(Arc::new(renumbered)))
+                return Ok(Some(Arc::new(renumbered)));
             }
-            Choice::Create(number) => self.create(owner, &snapshot.revision(owner, number), snapshot.template).await,
+            Choice::Create(number) => number,
+        };
+        let wanted = Snapshot { template, collisions, hash_label }.revision(owner, number);
+        let created = self.create(owner, &wanted, template).await?;
+        if created.is_none() {
+            *collision_count(&mut raised) = Some(collisions.unwrap_or(0) + 1);
+            status::write(&self.client, owner, status, &raised).await?;
         }
+        Ok(created.map(Arc::new))
     }
 
+    /// Makes a revision; `None` if its name is taken by another.
     async fn create<K: ApiObject>(
         &self,
         owner: &K,
         wanted: &ControllerRevision,
         template: &PodTemplateSpec,
-    ) -> Result<Established, Error> {
+    ) -> Result<Option<ControllerRevision>, Error> {
         match self.client.create(wanted).await {
-            Ok(created) => Ok(Established::Revision(Arc::new(created))),
+            Ok(created) => Ok(Some(created)),
             // Made a moment ago, and the cache does not show it yet; or somebody else's.
             Err(error) if error.is_already_exists() => {
                 let namespace = wanted.metadata.namespace.as_deref().unwrap_or("");
                 let live: ControllerRevision = self.client.get(namespace, name_of(&wanted.metadata)).await?;
                 let controller = owners::controller_of(&live.metadata).map(|controller| &controller.uid);
                 let is_ours = controller == owner.metadata().uid.as_ref();
-                Ok(if is_ours && matches(&live, template) {
-                    Established::Revision(Arc::new(live))
-                } else {
-                    Established::Collision
-                })
+                Ok(Some(live).filter(|live| is_ours && matches(live, template)))
             }
             Err(error) if is_namespace_terminating(&error) => {
                 Err(Error::Incomplete("its namespace is being terminated".to_owned()))

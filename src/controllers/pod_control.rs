@@ -35,18 +35,20 @@ impl PodControl {
         Self { pods, client, recorder, expectations: Expectations::default() }
     }
 
-    /// Adds the owner of each pod that changes, and whoever would adopt it if it has none.
+    /// Adds the owner of each pod that changes, and whoever would adopt it if it has none, after `wait`.
     pub(super) fn watch<K: ApiObject>(
         &self,
         watches: &mut Watches,
         sets: &Arc<Informer<K>>,
         selector_of: fn(&K) -> Result<Selector, String>,
+        wait: Duration,
     ) {
         let sets = Arc::clone(sets);
         watches.on(&self.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
             for pod in seen.states() {
-                if let Some(owner) = owners::controller_of(&pod.metadata).filter(|owner| owner.kind == K::KIND) {
-                    queue.add(ObjectKey::new(pod.namespace(), &owner.name));
+                let owner = owners::controller_of(&pod.metadata);
+                if let Some(owner) = owner.filter(|owner| owner.kind == K::KIND && owner.api_version == K::API_VERSION) {
+                    queue.add_after(ObjectKey::new(pod.namespace(), &owner.name), wait);
                 }
             }
             let orphan = seen.new.filter(|pod| owners::controller_of(&pod.metadata).is_none());
@@ -55,7 +57,8 @@ impl PodControl {
                     let selector = selector_of(set);
                     selector.is_ok_and(|selector| !selector.is_everything() && selector.matches(&pod.metadata.labels))
                 };
-                sets.in_namespace(pod.namespace()).iter().filter(would_adopt).for_each(|set| queue.add(ObjectKey::of(&**set)));
+                let all = sets.in_namespace(pod.namespace());
+                all.iter().filter(would_adopt).for_each(|set| queue.add_after(ObjectKey::of(&**set), wait));
             }
         });
     }

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
-use super::history::{self, Established, Histories, POD_HASH, Snapshot, name_of};
+use super::history::{Histories, POD_HASH, name_of};
 use super::pod_control::{PodControl, STALE};
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
 use crate::api::selector::label::Selector;
@@ -101,17 +102,8 @@ impl DaemonSetController {
         revisions: &[Arc<ControllerRevision>],
     ) -> Result<Option<Arc<ControllerRevision>>, Error> {
         let template = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
-        let collisions = set.status.as_ref().and_then(|status| status.collision_count);
-        let snapshot = Snapshot { template: &template, collisions, hash_label: POD_HASH };
-        match self.histories.establish(set, history::choose(revisions, &template), &snapshot).await? {
-            Established::Revision(revision) => Ok(Some(revision)),
-            Established::Collision => {
-                let mut status = set.status.clone().unwrap_or_default();
-                status.collision_count = Some(collisions.unwrap_or(0) + 1);
-                status::write(&self.control.client, set, set.status.as_ref(), &status).await?;
-                Ok(None)
-            }
-        }
+        let (status, of) = (set.status.as_ref(), (&template, POD_HASH));
+        self.histories.establish(set, revisions, of, status, |status| &mut status.collision_count).await
     }
 
     /// Says what ended by itself, and lets the delay of its node begin.
@@ -155,7 +147,7 @@ impl Controller for DaemonSetController {
         watches.on(&self.sets, |seen: Seen<'_, DaemonSet>, queue: &Queue| {
             seen.newest().into_iter().for_each(|set| queue.add(ObjectKey::of(set)));
         });
-        self.control.watch(watches, &self.sets, selector);
+        self.control.watch(watches, &self.sets, selector, Duration::ZERO);
         self.histories.watch(watches, "DaemonSet");
         let sets = Arc::clone(&self.sets);
         watches.on(&self.nodes, move |seen: Seen<'_, Node>, queue: &Queue| on_node(&sets, &seen, queue));

@@ -156,7 +156,7 @@ impl JobController {
 
     async fn sync(&self, key: &ObjectKey, job: &Job, spec: &JobSpec, revision: u64) -> Result<Requeue, Error> {
         let invalid = |message| Error::Invalid { object: format!("Job {key}"), message };
-        let selector = Selector::from_typed(spec.selector.as_ref()).map_err(invalid)?;
+        let selector = selector(job).map_err(invalid)?;
         let is_fresh = self.control.is_fresh(key, revision, job);
         let is_meant = |pod: &Pod| selector.matches(&pod.metadata.labels);
         let control = &self.control;
@@ -193,6 +193,11 @@ fn is_managed_elsewhere(job: &Job) -> bool {
     manager.is_some_and(|manager| manager != MANAGER)
 }
 
+/// What the job's pods have; a job without a selector has none.
+fn selector(job: &Job) -> Result<Selector, String> {
+    Selector::from_typed(job.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
+}
+
 /// The name of the job that controls a pod.
 fn job_of(pod: &Pod) -> Option<&str> {
     let owner = owners::controller_of(&pod.metadata)?;
@@ -216,20 +221,7 @@ impl Controller for JobController {
             let wait = if is_status_only(&seen) { BATCH } else { Duration::ZERO };
             seen.newest().into_iter().for_each(|job| queue.add_after(ObjectKey::of(job), wait));
         });
-        let jobs = Arc::clone(&self.jobs);
-        watches.on(&self.control.pods, move |seen: Seen<'_, Pod>, queue: &Queue| {
-            for pod in seen.states() {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-                if let Some(job) = job_of(pod) {
-                    queue.add_after(ObjectKey::new(namespace, job), BATCH);
-                }
-            }
-            let is_orphan =
-                |pod: &&Pod| owners::controller_of(&pod.metadata).is_none() && pod.metadata.deletion_timestamp.is_none();
-            for job in seen.new.filter(is_orphan).into_iter().flat_map(|pod| would_adopt(&jobs, pod)) {
-                queue.add_after(ObjectKey::of(&*job), BATCH);
-            }
-        });
+        self.control.watch(watches, &self.jobs, selector, BATCH);
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
@@ -249,14 +241,4 @@ impl Controller for JobController {
             None => Ok(Requeue::Done),
         }
     }
-}
-
-/// The jobs of the pod's namespace whose selectors match it.
-fn would_adopt(jobs: &Informer<Job>, pod: &Pod) -> Vec<Arc<Job>> {
-    let mut found = jobs.in_namespace(pod.metadata.namespace.as_deref().unwrap_or(""));
-    found.retain(|job| {
-        let selector = job.spec.as_ref().and_then(|spec| Selector::from_typed(Some(spec.selector.as_ref()?)).ok());
-        selector.is_some_and(|selector| !selector.is_everything() && selector.matches(&pod.metadata.labels))
-    });
-    found
 }

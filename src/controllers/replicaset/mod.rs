@@ -1,6 +1,7 @@
 //! ReplicaSet and ReplicationController: keeps the wanted number of pods. It follows upstream's `controller/replicaset`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -80,7 +81,7 @@ impl<K: Replicated> Controller for ReplicaController<K> {
         watches.on(&self.sets, |seen: Seen<'_, K>, queue: &Queue| {
             seen.newest().into_iter().for_each(|set| queue.add(ObjectKey::of(set)));
         });
-        self.control.watch(watches, &self.sets, K::selector);
+        self.control.watch(watches, &self.sets, K::selector, Duration::ZERO);
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {

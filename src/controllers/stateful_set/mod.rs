@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::history::{self, Established, Histories, REVISION_HASH, Snapshot, name_of};
+use super::history::{self, Histories, REVISION_HASH, name_of};
 use super::pod_control::{PodControl, STALE, is_namespace_terminating, slow_start};
 use super::{Context, Controller, Error, Queue, Requeue, Seen, Watches, status};
 use crate::api::selector::label::Selector;
@@ -92,17 +93,8 @@ impl StatefulSetController {
         revisions: &[Arc<ControllerRevision>],
     ) -> Result<Option<Arc<ControllerRevision>>, Error> {
         let template = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
-        let collisions = set.status.as_ref().and_then(|status| status.collision_count);
-        let snapshot = Snapshot { template: &template, collisions, hash_label: REVISION_HASH };
-        match self.histories.establish(set, history::choose(revisions, &template), &snapshot).await? {
-            Established::Revision(revision) => Ok(Some(revision)),
-            Established::Collision => {
-                let mut status = set.status.clone().unwrap_or_default();
-                status.collision_count = Some(collisions.unwrap_or(0) + 1);
-                status::write(&self.control.client, set, set.status.as_ref(), &status).await?;
-                Ok(None)
-            }
-        }
+        let (status, of) = (set.status.as_ref(), (&template, REVISION_HASH));
+        self.histories.establish(set, revisions, of, status, |status| &mut status.collision_count).await
     }
 
     async fn perform(&self, key: &ObjectKey, set: &StatefulSet, stages: Vec<Vec<Task>>) -> Result<(), Error> {
@@ -215,7 +207,7 @@ impl Controller for StatefulSetController {
         watches.on(&self.sets, |seen: Seen<'_, StatefulSet>, queue: &Queue| {
             seen.newest().into_iter().for_each(|set| queue.add(ObjectKey::of(set)));
         });
-        self.control.watch(watches, &self.sets, selector);
+        self.control.watch(watches, &self.sets, selector, Duration::ZERO);
         self.histories.watch(watches, "StatefulSet");
         let sets = Arc::clone(&self.sets);
         // A claim that is gone is made again, and may have been what a new pod waited for.
